@@ -1,0 +1,1 @@
+"""What is wrong with the environment: a probe that observes, judges that decide."""

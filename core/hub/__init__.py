@@ -1,0 +1,1 @@
+"""Publishing a model folder: generation check, model card, the Hub."""

@@ -1,0 +1,58 @@
+"""Preset and machine -> plan. Pure: what --dry-run prints, the screen shows and the supervisor carries out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from core.errors import InputError
+from core.facts import Facts
+from core.preset import Preset
+from core.runs.directory import RunDirectory
+from core.stages import BY_ID, STAGES
+from core.stages.base import StagePlan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of one run, in order; stages outside --from/--until are marked as skipped."""
+
+    preset: Preset
+    preset_name: str
+    stages: tuple[StagePlan, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document of `plan --json` and plan.json."""
+        return {
+            "schema_version": 1,
+            "preset_name": self.preset_name,
+            "preset": self.preset.model_dump(),
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+
+def make_plan(
+    preset: Preset,
+    preset_name: str,
+    facts: Facts,
+    run: RunDirectory,
+    first: str | None = None,
+    last: str | None = None,
+) -> Plan:
+    """Plan every stage. Raises InputError for an unknown stage, or `first` after `last`."""
+    order = [stage.id for stage in STAGES]
+    for stage_id in (first, last):
+        if stage_id is not None and stage_id not in BY_ID:
+            raise InputError(f"there is no stage {stage_id!r}", f"one of: {', '.join(order)}")
+    start = order.index(first) if first else 0
+    end = order.index(last) if last else len(order) - 1
+    if start > end:
+        raise InputError(f"--from {first} comes after --until {last}", f"the order is: {', '.join(order)}")
+    stages = []
+    for position, stage in enumerate(STAGES):
+        planned = stage.plan(preset, facts, run)
+        if position < start or position > end:
+            outside = f"before --from {first}" if position < start else f"after --until {last}"
+            planned = StagePlan(**{**vars(planned), "skip": outside, "outputs": {}})
+        stages.append(planned)
+    return Plan(preset, preset_name, tuple(stages))

@@ -1,0 +1,1 @@
+"""Training a SentencePiece tokenizer and proving its Hugging Face twin equal to it."""

@@ -1,0 +1,1 @@
+"""The presets that come with the tool, and the scripts that belong to them."""

@@ -1,0 +1,1 @@
+"""The terminal UI: reads the run directory and sends requests; all work is in core."""
