@@ -28,6 +28,8 @@ class Facts:
     cores: int
     memory: int
     disk_free: int
+    path: str = ""
+    """The PATH that stages inherit, behind the folder of the training Python."""
     gpus: tuple[Gpu, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     """Sizes of the preset's input files; a file that is missing is absent."""
@@ -42,6 +44,7 @@ def gather_facts(runs_dir: Path, python: str | None, files: list[str]) -> Facts:
         cores=len(os.sched_getaffinity(0)),
         memory=psutil.virtual_memory().total,
         disk_free=shutil.disk_usage(existing).free,
+        path=os.environ.get("PATH", os.defpath),
         gpus=find_gpus(),
         sizes={name: Path(name).stat().st_size for name in files if Path(name).is_file()},
     )

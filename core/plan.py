@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
@@ -51,6 +52,8 @@ def make_plan(
     stages = []
     for position, stage in enumerate(STAGES):
         planned = stage.plan(preset, facts, run)
+        # The training Python's own tools first: two ninjas on one PATH rebuild each other's kernels for half a minute.
+        planned.env["PATH"] = f"{Path(facts.python).parent}:{facts.path}"
         if position < start or position > end:
             outside = f"before --from {first}" if position < start else f"after --until {last}"
             planned = StagePlan(**{**vars(planned), "skip": outside, "outputs": {}})

@@ -33,7 +33,7 @@ class StagePlan:
     """One stage before it runs: the exact command and everything that can be known without running it.
 
     `inputs` and `outputs` map a name to an absolute path (a list of paths joined as a list). `skip` says why there is
-    nothing to do; a skipped stage counts as done. `settings` is what the result depends on besides the inputs: it and
+    nothing to do; a skipped stage counts as done. `secrets` names the variables with secrets that the stage may inherit. `settings` is what the result depends on besides the inputs: it and
     the inputs' content make the fingerprint by which a finished stage is known again.
     """
 
@@ -47,6 +47,7 @@ class StagePlan:
     derived: dict[str, Any]
     settings: dict[str, Any]
     skip: str = ""
+    secrets: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class StageContext:
         signal.signal(signal.SIGTERM, on_signal)
 
 
-class StageStopped(Exception):
+class StageStopped(Exception):  # noqa: N818 (not an error: the stage did what it was asked)
     """Raised by a stage that stopped on request after saving its work."""
 
 

@@ -36,7 +36,10 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         env=stage_env(run, preset.cluster.thread_count(facts, 1)) | {"CUDA_VISIBLE_DEVICES": ""},
         cwd=str(run.root),
         nodes=[facts.host],
-        inputs={"checkpoint": [section.checkpoint or str(run.checkpoints)]},
+        inputs={
+            "checkpoint": [section.checkpoint or str(run.checkpoints)],
+            "tokenizer": [str(run.huggingface_tokenizer)],
+        },
         outputs={"model": str(run.pretrained)},
         derived={"weights_bytes": parameters * (2 if section.dtype == "bfloat16" else 4), "dtype": section.dtype},
         settings={"convert": section.model_dump()},

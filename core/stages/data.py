@@ -12,6 +12,7 @@ from core.section import FilePath, Section
 from core.stages.base import Stage, StagePlan
 from core.stages.command import stage_argv, stage_env
 from core.stages.corpus import corpus_files
+from core.stages.tokenizer import tokenizer_file
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -50,6 +51,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         inputs = {"bin": [f"{section.prefix}.bin"], "idx": [f"{section.prefix}.idx"]}
     else:
         inputs = {"text": corpus_files(preset, run)}
+    inputs["tokenizer"] = [tokenizer_file(preset, run)]
     prefix = str(run.data_prefix)
     text_bytes = sum(facts.sizes.get(name, 0) for name in inputs.get("text", []))
     item_bytes = 2 if preset.tokenizer.vocab_size < 65500 else 4

@@ -11,7 +11,7 @@ from core.model import PositiveInt
 from core.runs.directory import RunDirectory
 from core.section import FileList, FilePath, Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import stage_argv, stage_env
+from core.stages.command import SECRETS_BY_NEED, stage_argv, stage_env
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -63,7 +63,9 @@ class FinetuneSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage; 0 for plain PyTorch (data-parallel on several processes)."""
+    """DeepSpeed ZeRO stage on several processes; 0 for plain data-parallel PyTorch. One process uses plain PyTorch."""
+    save_interval: PositiveInt = 500
+    """Steps between two checkpoints; a stop on request saves one too. The two newest are kept until the end."""
     log_interval: PositiveInt = 1
     """Steps between two metric records."""
 
@@ -93,15 +95,17 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "processes": processes,
             "global_batch": section.micro_batch * section.gradient_accumulation * processes,
             "method": "LoRA" if section.lora else "full",
+            "engine": "PyTorch" if processes == 1 or not section.zero else f"DeepSpeed ZeRO-{section.zero}",
             "precision": section.precision if section.precision != "auto" else "fp32" if on_cpu else "bf16",
             "max_length": section.max_length or preset.model.sequence_length,
         },
         settings={
-            "finetune": section.model_dump(exclude={"log_interval"}),
+            "finetune": section.model_dump(exclude={"log_interval", "save_interval"}),
             "processes": processes,
             "seed": preset.seed,
         },
         skip=skip,
+        secrets=list(SECRETS_BY_NEED["wandb"]) if preset.wandb.mode == "online" else [],
     )
 
 

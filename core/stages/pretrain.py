@@ -12,7 +12,7 @@ from core.model import PositiveInt
 from core.runs.directory import RunDirectory
 from core.section import Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import stage_argv, stage_env
+from core.stages.command import SECRETS_BY_NEED, stage_argv, stage_env
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -222,7 +222,11 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         | ({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if section.device == "cpu" or not facts.gpus else {}),
         cwd=str(run.root),
         nodes=[facts.host],
-        inputs={"bin": [f"{run.data_prefix}.bin"], "idx": [f"{run.data_prefix}.idx"]},
+        inputs={
+            "bin": [f"{run.data_prefix}.bin"],
+            "idx": [f"{run.data_prefix}.idx"],
+            "tokenizer": [str(run.huggingface_tokenizer)],
+        },
         outputs={"checkpoints": str(run.checkpoints)},
         derived={
             "parameters": parameters,
@@ -267,6 +271,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "processes": processes,
             "seed": preset.seed,
         },
+        secrets=list(SECRETS_BY_NEED["wandb"]) if preset.wandb.mode == "online" else [],
     )
 
 

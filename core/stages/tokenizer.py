@@ -62,6 +62,11 @@ class TokenizerSection(Section):
     """Lines kept out of training, on which the two tokenizers must agree."""
 
 
+def tokenizer_file(preset: Preset, run: RunDirectory) -> str:
+    """The SentencePiece model that the stage leaves, trained or copied."""
+    return str(run.tokenizer / f"{preset.tokenizer.name}.model")
+
+
 def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     section = preset.tokenizer
     files = section.files or corpus_files(preset, run)
@@ -74,7 +79,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         nodes=[facts.host],
         inputs={"model": [section.model]} if section.model else {"text": files},
         outputs={
-            "model": str(run.tokenizer / f"{section.name}.model"),
+            "model": tokenizer_file(preset, run),
             "vocab": str(run.tokenizer / f"{section.name}.vocab"),
             "huggingface": str(run.huggingface_tokenizer),
         },

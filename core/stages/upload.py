@@ -11,7 +11,7 @@ from core.facts import Facts
 from core.runs.directory import RunDirectory
 from core.section import FilePath, Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import stage_argv, stage_env
+from core.stages.command import SECRETS_BY_NEED, stage_argv, stage_env
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -66,6 +66,7 @@ def _planner(stage_id: str, section_name: str) -> Callable[[Preset, Facts, RunDi
             },
             settings={"upload": section.model_dump()},
             skip=skip,
+            secrets=list(SECRETS_BY_NEED["hub"]) if hub else [],
         )
 
     return plan

@@ -1,0 +1,82 @@
+"""A plan as text: what each stage will run, read and make, and the arithmetic behind it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Any
+
+from core.plan import Plan
+from core.quantities import count, duration, size
+from core.stages import BY_ID
+from core.stages.base import StagePlan
+
+HIDDEN_ENV = ("PATH",)
+
+
+def plan_text(plan: Plan) -> str:
+    """The whole plan; paths below the current folder are shown relative to it."""
+    return "\n\n".join(_stage_text(number, stage) for number, stage in enumerate(plan.stages, 1)) + "\n"
+
+
+def _stage_text(number: int, stage: StagePlan) -> str:
+    title = f"{number}. {BY_ID[stage.id].title} ({stage.id})"
+    if stage.skip:
+        return f"{title}\n   skipped: {stage.skip}"
+    rows = [("command", shlex.join(_near(word) for word in stage.argv))]
+    variables = [f"{name}={_near(value)}" for name, value in stage.env.items() if name not in HIDDEN_ENV]
+    rows += [("environment", " ".join(variables)), ("on", ", ".join(stage.nodes))]
+    rows += [(f"reads {name}", ", ".join(map(_near, paths))) for name, paths in stage.inputs.items()]
+    rows += [(f"makes {name}", _near(path)) for name, path in stage.outputs.items()]
+    rows += _pretrain_rows(stage.derived) if stage.id == "pretrain" else _derived_rows(stage.derived)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"   {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _near(path: str) -> str:
+    here = os.getcwd() + os.sep
+    return path.removeprefix(here) if path != here else "."
+
+
+def _derived_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " ").removesuffix(" bytes"), _value(name, value)) for name, value in derived.items()]
+
+
+def _value(name: str, value: Any) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return size(value)
+    return str(value)
+
+
+def _pretrain_rows(d: dict[str, Any]) -> list[tuple[str, str]]:
+    adjusted = f"   <- {d['global_batch_note']}" if d["global_batch_note"] else ""
+    arithmetic = (
+        f"{d['micro_batch']} micro x {d['gradient_accumulation']} accumulation x {d['data_parallel']} processes"
+    )
+    states = [("weights", "memory_weights"), ("gradients", "memory_gradients"), ("optimizer", "memory_optimizer")]
+    parts = " + ".join(f"{name} {size(d[key])}" for name, key in [*states, ("activations", "memory_activations")])
+    time = "not known: set pretrain.stated_tokens_per_s from a run like this"
+    if d["estimated_seconds"] is not None:
+        time = (
+            f"{duration(d['estimated_seconds'])} at {count(d['stated_tokens_per_s'])} tokens/s (stated, not measured)"
+        )
+    return [
+        ("parameters", f"{d['parameters']:,} ({d['parameters_without_embeddings']:,} without embeddings)"),
+        ("FLOPs per token", f"{d['flops_per_token']:,}"),
+        ("engine", f"{d['engine']}, {d['precision']}"),
+        ("global batch", f"{d['global_batch']} = {arithmetic}{adjusted}"),
+        ("steps", f"{d['steps']:,} x {d['tokens_per_step']:,} tokens = {count(d['tokens'])} tokens"),
+        ("warm-up", f"{d['warmup_steps']:,} steps"),
+        (
+            "memory per process",
+            f"about {size(d['memory_total'])} of {size(d['memory_available'])}{_fits(d['memory_fits'])}",
+        ),
+        ("", parts),
+        ("checkpoint", size(d["checkpoint_bytes"])),
+        ("disk", f"needs about {size(d['disk_needed'])}, free {size(d['disk_free'])}{_fits(d['disk_fits'])}"),
+        ("time", time),
+    ]
+
+
+def _fits(fits: bool) -> str:
+    return "" if fits else "   <- DOES NOT FIT"
