@@ -12,13 +12,14 @@ from core.files import write_atomically, write_json
 from core.plan import Plan
 from core.runs.directory import RunDirectory, check_run_name
 
-STAGE_ENTRY = b"""import sys
+ENTRY = """import sys
 
-from core.stages.entry import main
+from {module} import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """
+ENTRIES = {"stage.py": "core.stages.entry", "supervise.py": "core.runs.supervisor"}
 
 
 def reserve(runs_dir: Path, name: str) -> RunDirectory:
@@ -57,7 +58,10 @@ def fill(run: RunDirectory, plan: Plan) -> None:
 
 
 def copy_code(target: Path) -> None:
-    """Copy this package beside an entry script, so that the run keeps the code it was started with."""
+    """Copy this package beside its entry scripts, so that the run keeps the code it was started with."""
     source = Path(core.__file__).parent
     shutil.copytree(source, target / "core", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    write_atomically(target / "stage.py", STAGE_ENTRY)
+    for path in target.rglob("*"):  # copytree keeps the modes of the installed package
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    for name, module in ENTRIES.items():
+        write_atomically(target / name, ENTRY.format(module=module).encode())

@@ -15,6 +15,7 @@ from core.exit_codes import ExitCode
 from core.files import read_json
 from core.preset import Preset
 from core.runs.directory import RunDirectory
+from core.runs.process import end_with_parent
 from core.stages import BY_ID
 from core.stages.base import StageContext, StageStopped, write_result
 
@@ -29,6 +30,8 @@ def load_context(run: RunDirectory, stage_id: str) -> StageContext:
 def main(argv: list[str]) -> int:
     stage_id, run_dir = argv
     started = time.time()
+    if "RANK" in os.environ:
+        end_with_parent()  # a rank whose launcher was killed must not go on alone
     context = load_context(RunDirectory(Path(run_dir)), stage_id)
     rank = int(os.environ.get("RANK", "0"))
     try:

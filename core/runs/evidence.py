@@ -1,0 +1,57 @@
+"""The line of a log that says why a stage failed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from core.text.plain import plain
+
+TAIL_BYTES = 1 << 20
+
+_EXCEPTION = re.compile(r"(?:\[rank\d+\]: ?)?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning|Stopped)\b.*")
+
+
+def failure_line(log: Path, start: int = 0) -> dict[str, Any] | None:
+    """The line that names the failure among those from byte `start` on: {"file", "line", "text", "hint"}, or None.
+
+    In this order: our own `error:` line; the last exception of the first traceback that ended the process; the last line
+    that says anything. Line numbers count from 1 over the whole file.
+    """
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            start = max(start, size - TAIL_BYTES)
+            file.seek(0)
+            first_line = 1
+            remaining = start
+            while remaining:
+                block = file.read(min(remaining, 1 << 20))
+                if not block:
+                    break
+                first_line += block.count(b"\n")
+                remaining -= len(block)
+            lines = plain(file.read().decode("utf-8", "replace")).split("\n")
+    except FileNotFoundError:
+        return None
+    chosen = _choose(lines)
+    if chosen is None:
+        return None
+    text = lines[chosen].strip()
+    hint = ""
+    if text.startswith("error: ") and chosen + 1 < len(lines) and lines[chosen + 1].lstrip().startswith("->"):
+        hint = lines[chosen + 1].strip().removeprefix("->").strip()
+    return {"file": str(log), "line": first_line + chosen, "text": text.removeprefix("error: ")[:2000], "hint": hint}
+
+
+def _choose(lines: list[str]) -> int | None:
+    for number, line in enumerate(lines):
+        if line.startswith("error: "):
+            return number
+    traceback = next((n for n, line in enumerate(lines) if line.endswith("Traceback (most recent call last):")), None)
+    if traceback is not None:
+        for number in range(traceback + 1, len(lines)):
+            if _EXCEPTION.fullmatch(lines[number]):
+                return number
+    return next((n for n in range(len(lines) - 1, -1, -1) if lines[n].strip()), None)

@@ -1,0 +1,49 @@
+"""The line of a log that says why a stage failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.runs.evidence import failure_line
+
+TRACEBACK = """start
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "x.py", line 3, in f
+[rank1]: RuntimeError: the cause
+[rank0]: Traceback (most recent call last):
+[rank0]: torch.distributed.DistBackendError: the cascade
+bye
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "line", "text"),
+    [
+        ("a\nerror: our own words\nTraceback (most recent call last):\nValueError: x\n", 2, "our own words"),
+        (TRACEBACK, 4, "[rank1]: RuntimeError: the cause"),
+        ("one\ntwo\n\n", 2, "two"),
+        ("\x1b[31merror: in colour\x1b[0m\n", 1, "in colour"),
+    ],
+)
+def test_the_first_cause_is_chosen(tmp_path: Path, log: str, line: int, text: str) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(log)
+    found = failure_line(path)
+    assert found is not None
+    assert (found["line"], found["text"]) == (line, text)
+
+
+def test_lines_of_earlier_attempts_do_not_count_but_are_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("error: old\n--- attempt 2\nerror: new\n")
+    found = failure_line(path, start=len("error: old\n"))
+    assert found is not None
+    assert (found["line"], found["text"]) == (3, "new")
+
+
+def test_no_log_and_an_empty_log_say_nothing(tmp_path: Path) -> None:
+    assert failure_line(tmp_path / "none") is None
+    (tmp_path / "log.txt").touch()
+    assert failure_line(tmp_path / "log.txt") is None
