@@ -190,7 +190,7 @@ class _Builder:
     def _take_key(self, event: Any, container: dict[str, Any], place: Place) -> None:
         if not isinstance(event, ScalarEvent) or not event.value:
             raise InputError(f"{place}: a key must be a word")
-        path = self.open[-1][1] + (event.value,)  # noqa: RUF005 (a star in a subscript needs Python 3.11)
+        path = self.open[-1][1] + (event.value,)
         if event.value in container:
             first = self.places[path]
             raise InputError(f"{place}: the key {event.value!r} stands twice; first in line {first.line}")

@@ -11,6 +11,7 @@ from core.runs.directory import RunDirectory
 from core.section import FilePath, Section
 from core.stages.base import Stage, StagePlan
 from core.stages.command import stage_argv, stage_env
+from core.stages.pretrain import ON_CPU
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -33,7 +34,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     return StagePlan(
         id=STAGE.id,
         argv=stage_argv(run, STAGE.id, facts),
-        env=stage_env(run, preset.cluster.thread_count(facts, 1)) | {"CUDA_VISIBLE_DEVICES": ""},
+        env=stage_env(run, preset.cluster.thread_count(facts, 1)) | ON_CPU,
         cwd=str(run.root),
         nodes=[facts.host],
         inputs={

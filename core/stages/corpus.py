@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from core.facts import Facts
 from core.runs.directory import RunDirectory
 from core.section import FileList, FilePath, Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import stage_env
+from core.stages.command import stage_argv, stage_env
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -44,16 +44,21 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         skip = "corpus.files and finetune.files name the text"
     elif script is None:
         skip = "the preset has no corpus.script"
-    files = {"pretrain": run.corpus / "pretrain.jsonl", "chat": run.corpus / "chat.jsonl"}
+    outputs = {}
+    if not preset.corpus.files:
+        outputs["pretrain"] = str(run.corpus / "pretrain.jsonl")
+    if not preset.finetune.files:
+        outputs["chat"] = str(run.corpus / "chat.jsonl")
     return StagePlan(
         id=STAGE.id,
-        argv=[facts.python, script or "", str(run.corpus)],
-        env=stage_env(run) | {"PYTHONHASHSEED": "0"},
+        argv=stage_argv(run, STAGE.id, facts),
+        env=stage_env(run),
         cwd=str(run.root),
         nodes=[facts.host],
         inputs={"script": [script]} if script else {},
-        outputs={} if skip else {name: str(path) for name, path in files.items()},
-        derived={} if skip else {"script": Path(script or "").name},
+        outputs={} if skip else outputs,
+        # The stage runs it as a child; the plan hides nothing that will run.
+        derived={} if skip else {"command": shlex.join([facts.python, script or "", str(run.corpus)])},
         settings={},
         skip=skip,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from typing import TYPE_CHECKING
 
 from core.facts import Facts
@@ -38,7 +40,8 @@ class ClusterSection(Section):
 def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     return StagePlan(
         id=STAGE.id,
-        argv=stage_argv(run, STAGE.id, facts),
+        # Under the Python of llm-wizard itself: the training Python is what is looked at, and may be broken.
+        argv=stage_argv(run, STAGE.id, dataclasses.replace(facts, python=sys.executable)),
         env=stage_env(run),
         cwd=str(run.root),
         nodes=[facts.host],

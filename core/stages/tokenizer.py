@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from core.facts import Facts
 from core.runs.directory import RunDirectory
@@ -16,6 +16,9 @@ from core.stages.corpus import corpus_files
 if TYPE_CHECKING:
     from core.preset import Preset
 
+SMALLEST_VOCABULARY = 300
+"""1 for unknown, 256 bytes, the symbols, and some characters."""
+NEEDED_SYMBOLS = ("<s>", "</s>", "<pad>", "<EOD>")
 ORIGINAL_SYMBOLS = ["<s>", "</s>", "<pad>", "<CLS>", "<SEP>", "<EOD>", "<MASK>", "\n"]
 
 
@@ -28,11 +31,11 @@ class TokenizerSection(Section):
     """File name of the tokenizer, without its ending."""
     files: FileList = []
     """Text files to train on; the corpus when empty."""
-    vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 32000
+    vocab_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=1_000_000)] = 32000
     """Pieces in the vocabulary: 1 for unknown, the user-defined symbols, 256 bytes, and what is learnt."""
     model_type: Literal["unigram", "bpe", "char", "word"] = "unigram"
-    """SentencePiece's algorithm."""
-    character_coverage: Annotated[float, Field(gt=0.9, le=1)] = 0.9995
+    """SentencePiece's algorithm; `word` is refused, because no Hugging Face tokenizer is equal to it."""
+    character_coverage: Annotated[float, Field(ge=0.98, le=1)] = 0.9995
     """Share of the characters in the text that get a piece of their own; the rest is spelt in bytes."""
     input_sentence_size: Annotated[int, Field(ge=0)] = 3_000_000
     """Lines sampled for training; 0 takes all."""
@@ -61,6 +64,26 @@ class TokenizerSection(Section):
     held_out_lines: Annotated[int, Field(ge=1)] = 2000
     """Lines kept out of training, on which the two tokenizers must agree."""
 
+    @field_validator("model_type")
+    @classmethod
+    def _has_an_equal(cls, value: str) -> str:
+        if value == "word":
+            raise ValueError(
+                "no Hugging Face tokenizer gives the ids of a SentencePiece `word` model; use unigram, bpe or char"
+            )
+        return value
+
+    @field_validator("user_defined_symbols")
+    @classmethod
+    def _needed_symbols(cls, value: list[str]) -> list[str]:
+        if absent := [symbol for symbol in NEEDED_SYMBOLS if symbol not in value]:
+            raise ValueError(f"{', '.join(absent)} must be among the symbols; the other stages rely on them")
+        if twice := sorted({symbol for symbol in value if value.count(symbol) > 1}):
+            raise ValueError(f"{', '.join(map(repr, twice))} is given twice")
+        if "<unk>" in value:
+            raise ValueError("<unk> is SentencePiece's own piece for unknown text; leave it out")
+        return value
+
 
 def tokenizer_file(preset: Preset, run: RunDirectory) -> str:
     """The SentencePiece model that the stage leaves, trained or copied."""
@@ -88,6 +111,8 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "tokenizer": section.model_dump(exclude={"num_threads"}),
             "corpus": preset.corpus.model_dump(include={"text_key", "normalize"}),
             "sequence_length": preset.model.sequence_length,
+            "seed": preset.seed,
+            "chat": preset.finetune.model_dump(include={"instruction_template", "response_template"}),
         },
     )
 
