@@ -1,0 +1,155 @@
+"""The engine of several processes: DeepSpeed ZeRO 1, 2 or 3 around the same model, loss and AdamW."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.integrations import HfDeepSpeedConfig
+
+from core.errors import StageError
+from core.train.attention import check_causality, preferred_kernels
+from core.train.engine import (
+    MODEL_FILE,
+    NextTokenLoss,
+    compile_model,
+    load_rng,
+    named_weights,
+    parameter_groups,
+    save_rng,
+)
+from core.train.failpoint import failpoint
+from core.train.model import build_model, recompute_activations
+from core.train.ranks import Ranks
+from core.train.sequences import Tokens
+from core.train.settings import TrainSettings
+
+TAG = "deepspeed"
+"""Folder of DeepSpeed's own files inside a checkpoint."""
+
+
+def start_process_group(ranks: Ranks) -> None:
+    """Let the ranks find each other: NCCL on GPUs, Gloo on CPUs."""
+    # DeepSpeed builds a small communication library at its first start on a CPU and needs `ninja`, which is installed
+    # beside Python but is on PATH only in an activated environment; another ninja there would rebuild it every time.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # DeepSpeed calls torch's collectives by names that newer versions warn of, at every single call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+
+
+def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
+    """The DeepSpeed configuration of these settings; the optimizer is ours, so it is not in it."""
+    document: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulation,
+        "train_batch_size": settings.global_batch,
+        "gradient_clipping": settings.clip_grad,
+        "zero_optimization": {"stage": settings.zero},
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+    }
+    if settings.precision == "bf16":
+        document |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return document
+
+
+class DeepSpeedEngine:
+    """One rank of several. With bf16 the weights are bf16 and DeepSpeed's optimizer keeps the fp32 masters."""
+
+    def __init__(self, config: PretrainedConfig, settings: TrainSettings, ranks: Ranks) -> None:
+        self.settings, self.ranks = settings, ranks
+        document = deepspeed_config(settings)
+        # transformers partitions a ZeRO-3 model rightly only while it can see this object (it keeps a weak reference);
+        # deepspeed.zero.Init around the constructor would leave torch's default initial weights, without a word.
+        self._zero3 = HfDeepSpeedConfig(document) if settings.zero == 3 else None
+        if self._zero3:
+            self.model = build_model(config, settings.seed, self._gathered)
+        else:
+            self.model = build_model(config, settings.seed)
+            check_causality(self.model, settings.vocab_size)
+        if settings.gradient_checkpointing:
+            recompute_activations(self.model)
+        loss = NextTokenLoss(self.model, settings)
+        # ZeRO-3's gathering hooks break the graph at every layer, so nothing is gained there.
+        compile_model(self.model, loss, settings.compile if settings.zero != 3 else "off")
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, settings.weight_decay),
+            lr=settings.schedule.peak,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.adam_eps,
+            fused=True,
+        )
+        self._engine: Any = deepspeed.initialize(
+            model=loss, optimizer=optimizer, config=document, dist_init_required=False
+        )[0]
+        if settings.zero == 3:
+            check_causality(self.model, settings.vocab_size)
+        self._steps = 0
+
+    def accumulate(self, tokens: Tokens) -> Tensor:
+        with preferred_kernels(self.ranks.device):
+            loss: Tensor = self._engine(torch.from_numpy(tokens).to(self.ranks.device))
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # only counts the micro-batch
+        return loss.detach().float()
+
+    def step(self, lr: float) -> Tensor:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        self._steps += 1
+        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.ranks.device)
+
+    @torch.no_grad()
+    def evaluate(self, tokens: Tokens) -> Tensor:
+        self._engine.eval()
+        with preferred_kernels(self.ranks.device):
+            loss: Tensor = self._engine(torch.from_numpy(tokens).to(self.ranks.device))
+        self._engine.train()
+        return loss.float()
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        failpoint("optimizer-written", self._steps)
+        weights: dict[str, Tensor] = {}
+        for name, weight in named_weights(self.model):
+            full = safe_get_full_fp32_param(weight)  # every rank takes part
+            if self.ranks.is_main:
+                shape = getattr(weight, "ds_shape", weight.shape)
+                if full is None or full.numel() != shape.numel():
+                    raise StageError(f"DeepSpeed gave no full fp32 weight for {name}: the checkpoint would be unusable")
+                weights[name] = full.detach().reshape(shape).cpu().contiguous()
+        if self.ranks.is_main:
+            save_file(weights, folder / MODEL_FILE, metadata={"format": "pt"})
+            # DeepSpeed copies scripts beside its files; nothing here ever runs code from a checkpoint.
+            for script in folder.glob("*.py"):
+                script.unlink()
+        failpoint("model-written", self._steps)
+        save_rng(folder, self.ranks.rank, self.ranks.device)
+        self.ranks.barrier()
+
+    @contextmanager
+    def _gathered(self, weight: torch.nn.Parameter) -> Iterator[bool]:
+        """A partitioned weight made whole; what rank 0 writes into it is spread over the ranks afterwards."""
+        with deepspeed.zero.GatheredParameters(weight, modifier_rank=0):
+            yield self.ranks.is_main
+
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        if path is None:
+            raise StageError(f"DeepSpeed found nothing to load in {folder / TAG}")
+        self._steps = int(self._engine.global_steps)
+        load_rng(folder, self.ranks.rank, self.ranks.device)

@@ -1,0 +1,239 @@
+"""One attempt at pretraining: put the parts together, resume where there is something to resume, train, tell the outcome."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig
+
+from core.errors import StageError
+from core.files import write_atomically
+from core.runs.directory import RunDirectory
+from core.stages.base import Outcome, StageContext, StageStopped
+from core.train import lineage
+from core.train.checkpoint import Checkpoint, latest_verified, remove_leftovers, step_folders
+from core.train.engine import Engine
+from core.train.loop import Progress, TrainingLoop, read_progress
+from core.train.metrics import peak_flops, read_data_facts
+from core.train.model import model_config
+from core.train.ranks import Ranks, read_ranks
+from core.train.sequences import open_sequences
+from core.train.settings import TrainSettings, train_settings
+from core.train.torch_engine import TorchEngine
+from core.train.tracking import open_tracker
+from core.train.vocabulary import read_vocabulary
+
+ATTEMPT_FILE = "attempt"
+
+
+def run_training(context: StageContext, started: float) -> Outcome:
+    """Train to the planned step, from the newest checkpoint of this run where there is one."""
+    os.umask(0o077)
+    context.listen_for_stop()
+    derived, run = context.plan["derived"], context.run
+    ranks = read_ranks(derived["device"], derived["processes"])
+    say = Narrator(ranks.is_main, started)
+    say(f"PyTorch {torch.__version__}, transformers {transformers.__version__}, {describe_device(ranks)}")
+    be_deterministic(ranks.device)
+
+    vocabulary = read_vocabulary(run.huggingface_tokenizer)
+    settings = train_settings(context.preset, derived, vocabulary, ranks.device)
+    if settings.rows != derived["padded_vocab"]:
+        say(f"the embedding has {settings.rows:,} rows for this tokenizer, the plan said {derived['padded_vocab']:,}")
+    train, valid = open_sequences(
+        run.data_prefix, context.preset.data.split, settings.sequence_length, settings.vocab_size
+    )
+    epochs = settings.steps * settings.global_batch / len(train)
+    say(f"data: {len(train):,} training sequences ({epochs:.2f} epochs), {len(valid):,} for validation")
+
+    config = model_config(context.preset.model, vocabulary, settings.rows)
+    engine = start_engine(config, settings, ranks)
+    parameters = context.preset.model.shape().parameters(settings.rows)
+    say(f"model: {config.model_type}, {parameters:,} parameters, {derived['engine']}, {settings.precision}")
+    if settings.compile != "off":
+        say("the model is compiled during the first step, which takes minutes")
+
+    facts = {
+        "world_size": ranks.world_size,
+        "engine": derived["engine"],
+        "config_hash": lineage.config_hash(context.preset, derived),
+        "code_hash": lineage.code_hash(),
+        "data_hash": lineage.data_hash(run.data_prefix),
+    }
+    checkpoint = ranks.decided_by_main(lambda: find_start(context, facts))
+    attempt = ranks.decided_by_main(lambda: next_attempt(run.stage(context.stage_id)))
+    progress = Progress()
+    if checkpoint is not None:
+        engine.load(checkpoint.path)
+        progress = read_progress(checkpoint.path)
+        say(f"resuming from {checkpoint.path} at step {progress.step:,} (attempt {attempt})")
+
+    tracker = open_tracker(context, ranks.is_main, {"preset": context.preset.model_dump(), "derived": dict(derived)})
+    data_facts = read_data_facts(run.data_prefix)
+    loop = TrainingLoop(
+        context=context,
+        settings=settings,
+        engine=engine,
+        ranks=ranks,
+        train=train,
+        valid=valid,
+        facts=data_facts,
+        peak_flops=peak_flops(torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None),
+        lineage=facts,
+        trainer_document={
+            "vocabulary": vocabulary.document(),
+            "sequence_length": settings.sequence_length,
+            "micro_batch": settings.micro_batch,
+            "split": context.preset.data.split,
+        },
+        tracker=tracker,
+        attempt=attempt,
+        progress=progress,
+        saved_step=checkpoint.step if checkpoint else -1,
+    )
+    say(f"training from step {progress.step:,} to {settings.steps:,}")
+    failed = True
+    try:
+        loop.run()
+        failed = False
+    except StageStopped:
+        ranks.close()
+        raise
+    finally:
+        tracker.finish(failed)
+    ranks.close()
+    return outcome(run, loop)
+
+
+def start_engine(config: PretrainedConfig, settings: TrainSettings, ranks: Ranks) -> Engine:
+    """Plain PyTorch for one process, DeepSpeed for several."""
+    if ranks.world_size == 1:
+        return TorchEngine(config, settings, ranks.device)
+    from core.train.deepspeed_engine import DeepSpeedEngine, start_process_group  # several seconds to import
+
+    start_process_group(ranks)
+    return DeepSpeedEngine(config, settings, ranks)
+
+
+def find_start(context: StageContext, facts: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint to resume from; None starts at step 0. Runs on rank 0.
+
+    Checkpoints of other settings or other data are moved aside, all together and with a warning; so are, one by one,
+    folders newer than the checkpoint that do not verify.
+
+    Raises:
+        StageError: there are checkpoints and none verifies, or the newest is of another number of processes or engine.
+    """
+    run = context.run
+    remove_leftovers(run.checkpoints)
+    checkpoint = latest_verified(run.checkpoints, context.warn)
+    if checkpoint is None:
+        if step_folders(run.checkpoints):
+            raise StageError(
+                f"no checkpoint in {run.checkpoints} verifies; starting again from step 0 would lose the run silently",
+                f"restore one of them, or move {run.checkpoints} away to start from the beginning",
+            )
+        return None
+    differing = [name for name in ("config", "data") if checkpoint.manifest[f"{name}_hash"] != facts[f"{name}_hash"]]
+    if differing:
+        aside = move_aside(run)
+        context.warn(
+            f"the checkpoints belong to another {' and other '.join(differing)}; they are now in {aside}, "
+            "and training starts from step 0"
+        )
+        return None
+    written = checkpoint.manifest
+    if (written["world_size"], written["engine"]) != (facts["world_size"], facts["engine"]):
+        raise StageError(
+            f"{checkpoint.path} was written by {written['world_size']} process(es) with {written['engine']}; this is "
+            f"{facts['world_size']} with {facts['engine']}, for which its optimizer state is cut up in another way",
+            "resume on as many processes and with the same pretrain.zero; to start from the beginning, move "
+            f"{run.checkpoints} away",
+        )
+    if checkpoint.manifest["code_hash"] != facts["code_hash"]:
+        context.warn(f"{checkpoint.path} was written by other code than this run's; it is used all the same")
+    for path in step_folders(run.checkpoints):
+        if int(path.name[5:]) > checkpoint.step:
+            damaged = free_name(path.with_name(f"{path.name}.damaged"))
+            path.rename(damaged)
+            context.warn(f"{path.name} does not verify and is now {damaged}")
+    return checkpoint
+
+
+def move_aside(run: RunDirectory) -> Path:
+    """Rename the checkpoints folder to checkpoints.old-N and make an empty one."""
+    aside = free_name(run.root / "checkpoints.old")
+    run.checkpoints.rename(aside)
+    run.checkpoints.mkdir(mode=0o700)
+    return aside
+
+
+def free_name(path: Path) -> Path:
+    """`path`-N with the lowest N that is not taken."""
+    number = 1
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def next_attempt(stage_folder: Path) -> int:
+    """Number of this attempt at the stage, from 1; the count is kept in the stage's folder."""
+    file, attempt = stage_folder / ATTEMPT_FILE, 1
+    with suppress(FileNotFoundError, ValueError):
+        attempt = int(file.read_text()) + 1
+    write_atomically(file, f"{attempt}\n".encode())
+    return attempt
+
+
+def be_deterministic(device: torch.device) -> None:
+    """On a CPU equal seeds give equal runs, bit for bit, for a fixed number of threads."""
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # What is filled is overwritten anyway: a help for finding defects, and it costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module's property
+        if threads := os.environ.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(int(threads))
+
+
+def describe_device(ranks: Ranks) -> str:
+    """The device in words, for the log."""
+    if ranks.device.type == "cuda":
+        return f"{ranks.world_size} x {torch.cuda.get_device_name(ranks.device)}, CUDA {torch.version.cuda}"
+    return f"{ranks.world_size} process(es) on the CPU, {torch.get_num_threads()} threads each"
+
+
+class Narrator:
+    """Prints what is going on, with the seconds since the start, on rank 0."""
+
+    def __init__(self, is_main: bool, started: float) -> None:
+        self._is_main, self._started = is_main, started
+
+    def __call__(self, text: str) -> None:
+        if self._is_main:
+            print(f"[{time.perf_counter() - self._started:6.1f} s] {text}", flush=True)
+
+
+def outcome(run: RunDirectory, loop: TrainingLoop) -> Outcome:
+    """What result.json says of the run."""
+    progress = loop.progress
+    metrics: dict[str, Any] = {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "loss": progress.loss,
+        "first_val_loss": progress.first_val_loss,
+        "val_loss": progress.val_loss,
+        "val_bits_per_byte": loop.facts.bits_per_byte(progress.val_loss) if progress.val_loss is not None else None,
+        "unigram_entropy_nats": loop.facts.unigram_entropy_nats,
+        "tokens_per_s": loop.tokens_per_s,
+    }
+    return Outcome(
+        {"checkpoints": str(run.checkpoints), "checkpoint": str(run.checkpoints / f"step-{progress.step}")},
+        {name: value for name, value in metrics.items() if value is not None},
+    )
