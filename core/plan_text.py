@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 from core.plan import Plan
@@ -34,7 +35,7 @@ def _stage_text(number: int, stage: StagePlan) -> str:
 
 
 def _near(path: str) -> str:
-    here = os.getcwd() + os.sep
+    here = f"{Path.cwd()}{os.sep}"
     return path.removeprefix(here) if path != here else "."
 
 

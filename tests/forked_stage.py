@@ -18,7 +18,7 @@ from core.files import read_json
 from core.runs.directory import RunDirectory
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["core.train.training", "core.train.convert"])
+_CONTEXT.set_forkserver_preload(["core.train.training", "core.train.convert", "core.train.sft", "core.hub.generation"])
 
 
 @dataclass

@@ -37,9 +37,30 @@ def wizard(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "mine.jsonl"
-    lines = [
-        json.dumps({"text": f"文書 {i}: " + "これは日本語の文章です。" * 5}, ensure_ascii=False) for i in range(50)
+    words = [
+        "東京",
+        "大阪",
+        "学校",
+        "先生",
+        "学生",
+        "電車",
+        "天気",
+        "今日",
+        "明日",
+        "料理",
+        "音楽",
+        "映画",
+        "言語",
+        "機械",
+        "学習",
+        "計算",
+        "世界",
+        "日本",
+        "歴史",
+        "科学",
     ]
+    texts = [f"{a}と{b}について{c}が話す。" * 3 for a in words for b in words[::3] for c in words[::7]]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

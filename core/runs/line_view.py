@@ -40,7 +40,9 @@ class LineView:
 
     def show(self, status: Status) -> None:
         for stage_id, stage in status.document["stages"].items():
-            if stage["state"] in ("done", "failed", "stopped", "skipped") and stage_id not in self._printed:
+            if not _has_ended(status, stage):
+                continue
+            if stage_id not in self._printed:
                 self._printed.add(stage_id)
                 self._clear()
                 print(ended_line(stage_id, stage), file=self.out, flush=True)
@@ -68,6 +70,14 @@ class LineView:
         if self.refreshes:
             self.out.write("\n")
             self.out.flush()
+
+
+def _has_ended(status: Status, stage: dict[str, Any]) -> bool:
+    """Whether a stage's end is news of this start of the run; what an earlier start left is still to be looked at."""
+    if stage["state"] not in ("done", "failed", "stopped", "skipped"):
+        return False
+    old = stage.get("ended") is not None and stage["ended"] < status.document.get("started", 0)
+    return not (old and status.state == "running" and not stage.get("reused"))
 
 
 def ended_line(stage_id: str, stage: dict[str, Any]) -> str:

@@ -46,6 +46,8 @@ class Supervisor:
     def _first_state(self) -> dict[str, Any]:
         try:
             before = read_json(self.run.state)["stages"]
+            for entry in before.values():
+                entry.pop("reused", None)  # said of this start only
         except FileNotFoundError:
             before = {}
         stages = {

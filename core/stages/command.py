@@ -11,6 +11,10 @@ SECRETS_BY_NEED = {
 }
 """Secrets a stage may inherit, by what it needs them for. They stay in the environment: never in a plan or an argv."""
 
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of training on a CPU. Waiting threads sleep: spinning ones, OpenMP's default, take the core from the very
+thread they wait for as soon as anything else runs (docs/measurements.md)."""
+
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "WANDB_DISABLED": "true"}
 
 
@@ -33,6 +37,7 @@ def stage_env(run: RunDirectory, threads: int | None = None, online: bool = Fals
         "PYTHONPATH": str(run.code),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # a log in Japanese must not depend on the cluster's locale
         "TOKENIZERS_PARALLELISM": "true",
     }
     if threads is not None:

@@ -10,8 +10,7 @@ from core.facts import Facts
 from core.runs.directory import RunDirectory
 from core.section import FilePath, Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import stage_argv, stage_env
-from core.stages.pretrain import ON_CPU
+from core.stages.command import ON_CPU, stage_argv, stage_env
 
 if TYPE_CHECKING:
     from core.preset import Preset

@@ -11,14 +11,10 @@ from core.model import PositiveInt
 from core.runs.directory import RunDirectory
 from core.section import FileList, FilePath, Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import SECRETS_BY_NEED, stage_argv, stage_env
+from core.stages.command import ON_CPU, SECRETS_BY_NEED, stage_argv, stage_env
 
 if TYPE_CHECKING:
     from core.preset import Preset
-
-
-ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait sleep instead of spinning: beside one other busy process, spinning made a step 3 to 10 times slower."""
 
 
 class FinetuneSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Mapping
@@ -72,6 +73,7 @@ class TrainingLoop:
     saved_step: int = -1
     watch: Stopwatch = field(default_factory=Stopwatch)
     _trained_tokens: int = 0
+    _first_speed: float | None = None
 
     def run(self) -> None:
         """Train to the last step.
@@ -86,6 +88,7 @@ class TrainingLoop:
         self._leave_if_asked()
         total, since_log = self.settings.steps, 0
         health = torch.zeros((), device=self.ranks.device)
+        gc.freeze()  # the model never becomes garbage: the collector need not walk over it every few steps
         self.watch.resume()
         while self.progress.step < total:
             lr = self.settings.schedule.lr(self.progress.step + 1)
@@ -114,8 +117,8 @@ class TrainingLoop:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Mean speed of this attempt, all ranks together, without validation and saving."""
-        return self._trained_tokens / self.watch.seconds if self.watch.seconds else None
+        """Mean speed of this attempt, all ranks together, without validation, saving and the first record (compilation)."""
+        return self._trained_tokens / self.watch.seconds if self._trained_tokens else self._first_speed
 
     def _step(self, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; its mean loss over the whole global batch, and the gradients' norm."""
@@ -136,6 +139,8 @@ class TrainingLoop:
         self.progress.loss = loss.item()
         seconds = self.watch.lap()
         speed = steps * self.settings.tokens_per_step / seconds
+        if self._first_speed is None:
+            self._first_speed, self._trained_tokens, self.watch.seconds = speed, 0, 0.0
         mfu = None
         if self.peak_flops:
             mfu = speed * self.settings.flops_per_token / (self.peak_flops * self.settings.world_size)
@@ -179,8 +184,6 @@ class TrainingLoop:
         lineage = {**self.lineage, "data_position": self.progress.samples, "tokens": self.progress.tokens}
         try:
             path = commit(folder, step, self.attempt, self._write, lineage, self.ranks.is_main, self.ranks.barrier)
-            if self.ranks.is_main:
-                remove_old(folder, self.context.preset.pretrain.keep_checkpoints)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's own is a RuntimeError
             if self.ranks.is_main:
                 remove_leftovers(folder)
@@ -188,11 +191,15 @@ class TrainingLoop:
                 f"the checkpoint of step {step} could not be written: {error}. {self._last_good()}",
                 "see that the disk of the runs folder has space, then `llm-wizard resume`",
             ) from error
-        self.ranks.barrier()
         self.saved_step = step
         if self.ranks.is_main:
             self.context.event("checkpoint", step=step, path=str(path))
             print(f"checkpoint {path} ({time.perf_counter() - started:.1f} s)", flush=True)
+            try:
+                remove_old(folder, self.context.preset.pretrain.keep_checkpoints)
+            except OSError as error:
+                self.context.warn(f"an old checkpoint could not be removed: {error}")
+        self.ranks.barrier()
 
     def _write(self, folder: Path) -> None:
         self.engine.save(folder)

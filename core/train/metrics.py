@@ -45,6 +45,8 @@ class DataFacts:
 
     valid_bytes_per_token: float | None = None
     unigram_entropy_nats: float | None = None
+    tokenizer_sha256: str | None = None
+    """Of the SentencePiece model that made the tokens."""
 
     def bits_per_byte(self, loss: float) -> float | None:
         """Nats per token -> bits per byte of text, comparable between tokenizers."""
@@ -59,4 +61,8 @@ def read_data_facts(prefix: Path) -> DataFacts:
         return DataFacts()
     valid = document.get("splits", {}).get("valid", {})
     tokens, text_bytes = valid.get("tokens"), valid.get("text_bytes")
-    return DataFacts(text_bytes / tokens if tokens and text_bytes else None, document.get("unigram_entropy_nats"))
+    return DataFacts(
+        valid_bytes_per_token=text_bytes / tokens if tokens and text_bytes else None,
+        unigram_entropy_nats=document.get("unigram_entropy_nats"),
+        tokenizer_sha256=document.get("tokenizer_sha256"),
+    )

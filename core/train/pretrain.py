@@ -10,6 +10,7 @@ from core.stages.base import Outcome, StageContext
 def pretrain(context: StageContext) -> Outcome:
     """Train to the planned step, from the newest checkpoint of this run where there is one."""
     started = time.perf_counter()
+    context.listen_for_stop()
     if context.plan["derived"]["processes"] == 1:
         print("loading PyTorch and transformers", flush=True)
     from core.train.training import run_training

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +12,27 @@ import transformers
 from transformers import PretrainedConfig
 
 from core.errors import StageError
-from core.files import write_atomically
+from core.files import sha256
 from core.runs.directory import RunDirectory
 from core.stages.base import Outcome, StageContext, StageStopped
+from core.stages.tokenizer import tokenizer_file
 from core.train import lineage
-from core.train.checkpoint import Checkpoint, latest_verified, remove_leftovers, step_folders
 from core.train.engine import Engine
 from core.train.loop import Progress, TrainingLoop, read_progress
-from core.train.metrics import peak_flops, read_data_facts
+from core.train.metrics import DataFacts, peak_flops, read_data_facts
 from core.train.model import model_config
 from core.train.ranks import Ranks, read_ranks
+from core.train.resume import find_start, next_attempt
 from core.train.sequences import open_sequences
 from core.train.settings import TrainSettings, train_settings
 from core.train.torch_engine import TorchEngine
 from core.train.tracking import open_tracker
 from core.train.vocabulary import read_vocabulary
 
-ATTEMPT_FILE = "attempt"
-
 
 def run_training(context: StageContext, started: float) -> Outcome:
     """Train to the planned step, from the newest checkpoint of this run where there is one."""
     os.umask(0o077)
-    context.listen_for_stop()
     derived, run = context.plan["derived"], context.run
     ranks = read_ranks(derived["device"], derived["processes"])
     say = Narrator(ranks.is_main, started)
@@ -50,6 +46,8 @@ def run_training(context: StageContext, started: float) -> Outcome:
     train, valid = open_sequences(
         run.data_prefix, context.preset.data.split, settings.sequence_length, settings.vocab_size
     )
+    data_facts = read_data_facts(run.data_prefix)
+    check_tokenizer(data_facts, Path(tokenizer_file(context.preset, run)))
     epochs = settings.steps * settings.global_batch / len(train)
     say(f"data: {len(train):,} training sequences ({epochs:.2f} epochs), {len(valid):,} for validation")
 
@@ -76,7 +74,6 @@ def run_training(context: StageContext, started: float) -> Outcome:
         say(f"resuming from {checkpoint.path} at step {progress.step:,} (attempt {attempt})")
 
     tracker = open_tracker(context, ranks.is_main, {"preset": context.preset.model_dump(), "derived": dict(derived)})
-    data_facts = read_data_facts(run.data_prefix)
     loop = TrainingLoop(
         context=context,
         settings=settings,
@@ -122,74 +119,17 @@ def start_engine(config: PretrainedConfig, settings: TrainSettings, ranks: Ranks
     return DeepSpeedEngine(config, settings, ranks)
 
 
-def find_start(context: StageContext, facts: Mapping[str, Any]) -> Checkpoint | None:
-    """The checkpoint to resume from; None starts at step 0. Runs on rank 0.
-
-    Checkpoints of other settings or other data are moved aside, all together and with a warning; so are, one by one,
-    folders newer than the checkpoint that do not verify.
+def check_tokenizer(facts: DataFacts, file: Path) -> None:
+    """Refuse token files that another tokenizer made: their ids would fit and mean other text.
 
     Raises:
-        StageError: there are checkpoints and none verifies, or the newest is of another number of processes or engine.
+        StageError: the hash in the data's manifest is not that of this run's tokenizer.
     """
-    run = context.run
-    remove_leftovers(run.checkpoints)
-    checkpoint = latest_verified(run.checkpoints, context.warn)
-    if checkpoint is None:
-        if step_folders(run.checkpoints):
-            raise StageError(
-                f"no checkpoint in {run.checkpoints} verifies; starting again from step 0 would lose the run silently",
-                f"restore one of them, or move {run.checkpoints} away to start from the beginning",
-            )
-        return None
-    differing = [name for name in ("config", "data") if checkpoint.manifest[f"{name}_hash"] != facts[f"{name}_hash"]]
-    if differing:
-        aside = move_aside(run)
-        context.warn(
-            f"the checkpoints belong to another {' and other '.join(differing)}; they are now in {aside}, "
-            "and training starts from step 0"
-        )
-        return None
-    written = checkpoint.manifest
-    if (written["world_size"], written["engine"]) != (facts["world_size"], facts["engine"]):
+    if facts.tokenizer_sha256 and file.is_file() and facts.tokenizer_sha256 != sha256(file):
         raise StageError(
-            f"{checkpoint.path} was written by {written['world_size']} process(es) with {written['engine']}; this is "
-            f"{facts['world_size']} with {facts['engine']}, for which its optimizer state is cut up in another way",
-            "resume on as many processes and with the same pretrain.zero; to start from the beginning, move "
-            f"{run.checkpoints} away",
+            f"the token files were made with another tokenizer than {file}",
+            "make them again with this one: `--from data`",
         )
-    if checkpoint.manifest["code_hash"] != facts["code_hash"]:
-        context.warn(f"{checkpoint.path} was written by other code than this run's; it is used all the same")
-    for path in step_folders(run.checkpoints):
-        if int(path.name[5:]) > checkpoint.step:
-            damaged = free_name(path.with_name(f"{path.name}.damaged"))
-            path.rename(damaged)
-            context.warn(f"{path.name} does not verify and is now {damaged}")
-    return checkpoint
-
-
-def move_aside(run: RunDirectory) -> Path:
-    """Rename the checkpoints folder to checkpoints.old-N and make an empty one."""
-    aside = free_name(run.root / "checkpoints.old")
-    run.checkpoints.rename(aside)
-    run.checkpoints.mkdir(mode=0o700)
-    return aside
-
-
-def free_name(path: Path) -> Path:
-    """`path`-N with the lowest N that is not taken."""
-    number = 1
-    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
-    return candidate
-
-
-def next_attempt(stage_folder: Path) -> int:
-    """Number of this attempt at the stage, from 1; the count is kept in the stage's folder."""
-    file, attempt = stage_folder / ATTEMPT_FILE, 1
-    with suppress(FileNotFoundError, ValueError):
-        attempt = int(file.read_text()) + 1
-    write_atomically(file, f"{attempt}\n".encode())
-    return attempt
 
 
 def be_deterministic(device: torch.device) -> None:

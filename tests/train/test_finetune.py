@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_stage import fork_stage
 from safetensors.torch import load_file
 from tiny_model import make_model_folder, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,6 +60,12 @@ def records(run: RunDirectory) -> list[dict[str, Any]]:
 
 def losses(run: RunDirectory) -> dict[int, tuple[float, float]]:
     return {r["step"]: (r["loss"], r["grad_norm"]) for r in records(run) if "loss" in r}
+
+
+def tune(run: RunDirectory) -> tuple[int, str]:
+    """Run the stage; its exit code and output."""
+    stage = fork_stage(run, "finetune")
+    return stage.wait(), stage.output
 
 
 # --- what is learnt
@@ -159,7 +165,7 @@ def test_the_labels_of_real_batches_decode_to_the_answers(
 
 
 def test_the_chat_model_answers_as_it_was_taught_in_a_process_without_this_project(
-    models: dict[str, Path], tmp_path: Path, make_run: MakeRun, run_stage: RunStage
+    models: dict[str, Path], tmp_path: Path, make_run: MakeRun
 ) -> None:
     chat = tmp_path / "chat.jsonl"
     turns = [
@@ -169,13 +175,13 @@ def test_the_chat_model_answers_as_it_was_taught_in_a_process_without_this_proje
     chat.write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in turns * 4) + "nonsense\n")
     section = {"instruction_template": "### 質問:", "response_template": "### 回答:", "steps": 60, "lr": 1e-2}
     run = make_run(preset(models["llama"], chat, **section))
-    done = run_stage(run, "finetune")
-    assert done.returncode == 0, done.stdout
+    code, output = tune(run)
+    assert code == 0, output
     metrics = read_json(run.result("finetune"))["metrics"]
     assert (metrics["examples"], metrics["valid_examples"], metrics["rejected"]) == (7, 1, 1)
     assert metrics["val_loss"] < 0.2 * metrics["val_loss_first"]
-    assert "rejected: chat.jsonl line 9: no valid JSON" in done.stdout
-    assert re.search(r"asked: .*\nanswered: (It returns the sum\.|A model\.)\n", done.stdout)
+    assert "rejected: chat.jsonl line 9: no valid JSON" in output
+    assert re.search(r"asked: .*\nanswered: (It returns the sum\.|A model\.)\n", output)
     ask = (
         "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
         "t, m = T.from_pretrained(sys.argv[1]), M.from_pretrained(sys.argv[1])\n"
@@ -193,13 +199,13 @@ def test_the_chat_model_answers_as_it_was_taught_in_a_process_without_this_proje
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_adapters_are_merged_and_the_folder_keeps_its_shape(
-    models: dict[str, Path], conversations: Path, make_run: MakeRun, run_stage: RunStage, family: str
+    models: dict[str, Path], conversations: Path, make_run: MakeRun, family: str
 ) -> None:
     run = make_run(
         preset(models[family], conversations, lora=True, lora_rank=4, lr=1e-2) | {"wandb": {"mode": "offline"}}
     )
-    done = run_stage(run, "finetune")
-    assert done.returncode == 0, done.stdout
+    code, output = tune(run)
+    assert code == 0, output
     before = load_file(models[family] / "model.safetensors")
     after = load_file(run.finetuned / "model.safetensors")
     assert {name: tensor.shape for name, tensor in before.items()} == {n: t.shape for n, t in after.items()}
@@ -212,11 +218,9 @@ def test_adapters_are_merged_and_the_folder_keeps_its_shape(
     assert f"finetune_{family}_".encode() in wandb_file.read_bytes()
 
 
-def test_metrics_have_the_designs_names(
-    models: dict[str, Path], conversations: Path, make_run: MakeRun, run_stage: RunStage
-) -> None:
+def test_metrics_have_the_designs_names(models: dict[str, Path], conversations: Path, make_run: MakeRun) -> None:
     run = make_run(preset(models["llama"], conversations, steps=5, log_interval=2))
-    assert run_stage(run, "finetune").returncode == 0
+    assert tune(run)[0] == 0
     trained = [r for r in records(run) if "loss" in r]
     assert [r["step"] for r in trained] == [2, 4, 5]
     names = {"time", "step", "total", "unit", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "step_ms"}
@@ -231,7 +235,7 @@ def test_metrics_have_the_designs_names(
 
 @pytest.fixture(scope="module")
 def long_section() -> dict[str, Any]:
-    return {"steps": 150, "micro_batch": 8, "save_interval": 20, "lora": True, "lora_dropout": 0.1}
+    return {"steps": 90, "micro_batch": 8, "save_interval": 20, "lora": True, "lora_dropout": 0.1}
 
 
 @pytest.fixture
@@ -240,43 +244,39 @@ def stop_midway(
 ) -> RunDirectory:
     """A run that was stopped by SIGTERM after its second checkpoint or so."""
     run = make_run(preset(models["llama"], conversations, **long_section), "stopped")
-    plan = next(stage for stage in read_json(run.plan)["stages"] if stage["id"] == "finetune")
-    process = subprocess.Popen(
-        plan["argv"], env={**os.environ, **plan["env"]}, cwd=plan["cwd"], stdout=subprocess.PIPE, text=True
-    )
+    stage = fork_stage(run, "finetune")
     try:
         deadline = time.monotonic() + 120
         while not (run.metrics("finetune").exists() and len(losses(run)) >= 45):
-            assert process.poll() is None
+            assert stage.process.is_alive(), stage.output
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        stage.process.terminate()
+        assert stage.wait() == 130, stage.output
     finally:
-        process.kill()
-    assert process.returncode == 130, output
-    assert "stopped on request" in output
+        stage.process.kill()
+    assert "stopped on request" in stage.output
     return run
 
 
 @pytest.fixture
 def uninterrupted(
-    make_run: MakeRun, run_stage: RunStage, models: dict[str, Path], conversations: Path, long_section: dict[str, Any]
+    make_run: MakeRun, models: dict[str, Path], conversations: Path, long_section: dict[str, Any]
 ) -> RunDirectory:
     run = make_run(preset(models["llama"], conversations, **long_section), "whole")
-    done = run_stage(run, "finetune")
-    assert done.returncode == 0, done.stdout
+    code, output = tune(run)
+    assert code == 0, output
     return run
 
 
 def test_a_stop_and_a_damaged_checkpoint_change_no_loss_and_no_weight(
-    stop_midway: RunDirectory, uninterrupted: RunDirectory, run_stage: RunStage
+    stop_midway: RunDirectory, uninterrupted: RunDirectory
 ) -> None:
     run, folder = stop_midway, stop_midway.stage("finetune") / "checkpoints"
     steps = sorted(int(path.name[5:]) for path in folder.glob("step-*"))
     stopped_at = max(losses(run))
     assert len(steps) == 2
-    assert steps[-1] == stopped_at < 150
+    assert steps[-1] == stopped_at < 90
     assert not run.finetuned.exists()
 
     newest = folder / f"step-{steps[-1]}" / "adapter_model.safetensors"
@@ -284,11 +284,11 @@ def test_a_stop_and_a_damaged_checkpoint_change_no_loss_and_no_weight(
     data[-1] ^= 1
     newest.write_bytes(data)
     shutil.copytree(
-        folder / f"step-{steps[0]}", folder / "checkpoint-149"
+        folder / f"step-{steps[0]}", folder / "checkpoint-89"
     )  # as a kill in the middle of a save leaves it
-    resumed = run_stage(run, "finetune")
-    assert resumed.returncode == 0, resumed.stdout
-    assert "changed since it was written" in resumed.stdout
+    code, output = tune(run)
+    assert code == 0, output
+    assert "changed since it was written" in output
     assert min(step for step in losses(run) if step > steps[0]) == steps[0] + 1
     assert losses(run) == losses(uninterrupted)
     assert sha256(run.finetuned / "model.safetensors") == sha256(uninterrupted.finetuned / "model.safetensors")
@@ -298,13 +298,13 @@ def test_a_stop_and_a_damaged_checkpoint_change_no_loss_and_no_weight(
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed_from(
-    stop_midway: RunDirectory, models: dict[str, Path], conversations: Path, make_run: MakeRun, run_stage: RunStage
+    stop_midway: RunDirectory, models: dict[str, Path], conversations: Path, make_run: MakeRun
 ) -> None:
     other = make_run(preset(models["llama"], conversations, lora=True, steps=3), "other")
     shutil.copytree(stop_midway.stage("finetune") / "checkpoints", other.stage("finetune") / "checkpoints")
-    done = run_stage(other, "finetune")
-    assert done.returncode == 0, done.stdout
-    assert "was made with other settings, conversations or weights; starting anew" in done.stdout
+    code, output = tune(other)
+    assert code == 0, output
+    assert "was made with other settings, conversations or weights; starting anew" in output
     assert min(losses(other)) == 1
 
 
@@ -333,25 +333,25 @@ def test_data_parallel_and_zero_3_train_alike_and_save_whole_weights(
 
 
 def test_a_loss_that_is_no_number_fails_the_stage(
-    models: dict[str, Path], conversations: Path, make_run: MakeRun, run_stage: RunStage
+    models: dict[str, Path], conversations: Path, make_run: MakeRun
 ) -> None:
     run = make_run(preset(models["llama"], conversations, lr=1e30, warmup_share=0.0))
-    failed = run_stage(run, "finetune")
-    assert failed.returncode == 2, failed.stdout
-    assert re.search(r"error: the loss is (nan|inf) at step \d", failed.stdout)
-    assert "Traceback" not in failed.stdout
+    code, output = tune(run)
+    assert code == 2, output
+    assert re.search(r"error: the loss is (nan|inf) at step \d", output)
+    assert "Traceback" not in output
     assert not run.finetuned.exists()
 
 
 def test_no_usable_conversation_ends_with_64_and_no_traceback(
-    models: dict[str, Path], tmp_path: Path, make_run: MakeRun, run_stage: RunStage
+    models: dict[str, Path], tmp_path: Path, make_run: MakeRun
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-    refused = run_stage(make_run(preset(models["llama"], tmp_path / "bad.jsonl")), "finetune")
-    assert refused.returncode == 64
-    assert "error: no usable conversation in" in refused.stdout
-    assert "neither text, nor prompt and completion, nor messages" in refused.stdout
-    assert "Traceback" not in refused.stdout
+    code, output = tune(make_run(preset(models["llama"], tmp_path / "bad.jsonl")))
+    assert code == 64
+    assert "error: no usable conversation in" in output
+    assert "neither text, nor prompt and completion, nor messages" in output
+    assert "Traceback" not in output
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_no_checkpoint_is_lost_and_resume_gives_the_same_losses_when_killed_at(
     assert killed.wait() == -signal.SIGKILL
     announced = [json.loads(line) for line in run.events.read_text().splitlines()]
     saved = [Path(event["path"]) for event in announced if event["kind"] == "checkpoint"]
-    assert [path.name for path in saved] == [f"step-{done}" for done in range(3, step, 3)]
+    assert [path.name for path in saved] == [f"step-{done}" for done in range(3, step + 3 * removing, 3)]
     for path in saved[1:] if removing else saved:
         verify(path)
     committed = removing or name in ("renamed", "parent-synced", "pointer-replaced")
@@ -284,6 +284,18 @@ def test_token_files_of_another_tokenizer_are_refused(training_run: MakeTraining
     assert stage.wait() == 2
     assert "the tokenizer has only 200 pieces" in stage.output
     assert "Traceback" not in stage.output
+
+
+def test_token_files_made_with_another_model_of_the_same_size_are_refused(training_run: MakeTraining) -> None:
+    run = training_run()
+    (run.tokenizer / "tokenizer.model").write_bytes(b"a SentencePiece model")
+    manifest = run.data_prefix.with_name("text_document.manifest.json")
+    write_json(manifest, {"tokenizer_sha256": sha256(run.tokenizer / "tokenizer.model")})
+    finish(run)
+    (run.tokenizer / "tokenizer.model").write_bytes(b"another SentencePiece model")
+    stage = fork_stage(run, "pretrain")
+    assert stage.wait() == 2
+    assert "error: the token files were made with another tokenizer than" in stage.output
 
 
 def test_a_wrong_number_of_processes_is_refused_with_the_numbers(training_run: MakeTraining) -> None:
