@@ -15,7 +15,19 @@ from core.text.plain import plain
 
 REFRESH_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0
-SHOWN = ("vocab_size", "documents", "tokens", "steps", "loss", "val_loss", "perplexity", "rejected")
+SHOWN = (
+    "vocab_size",
+    "documents",
+    "tokens",
+    "steps",
+    "loss",
+    "first_val_loss",
+    "val_loss",
+    "unigram_entropy_nats",
+    "val_bits_per_byte",
+    "perplexity",
+    "rejected",
+)
 
 
 class LineView:
