@@ -15,19 +15,9 @@ from core.text.plain import plain
 
 REFRESH_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0
-SHOWN = (
-    "vocab_size",
-    "documents",
-    "tokens",
-    "steps",
-    "loss",
-    "first_val_loss",
-    "val_loss",
-    "unigram_entropy_nats",
-    "val_bits_per_byte",
-    "perplexity",
-    "rejected",
-)
+BAR_FROM = 100
+"""Columns from which on there is room for a bar beside the numbers."""
+SHOWN = ("vocab_size", "documents", "tokens", "steps", "loss", "val_loss", "perplexity", "rejected")
 
 
 class LineView:
@@ -65,8 +55,7 @@ class LineView:
 
     def _show_running(self, text: str) -> None:
         if self.refreshes:
-            width = shutil.get_terminal_size().columns - 1
-            self.out.write(f"\r\x1b[K{text[:width]}")
+            self.out.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
             self.out.flush()
         elif text != self._last_text and time.monotonic() - self._last_plain >= PLAIN_LINE_EVERY_S:
             self._last_plain = time.monotonic()
@@ -111,11 +100,10 @@ def running_line(run: RunDirectory, stage_id: str, stage: dict[str, Any]) -> str
     last = {name: value for record in records for name, value in record.items()}
     step, total = last.get("step"), last.get("total")
     if step is not None and total:
-        filled = min(10, int(10 * step / total))
-        parts += [
-            f"[{'#' * filled}{'-' * (10 - filled)}]",
-            f"{count(step)}/{count(total)} {last.get('unit', '')}".rstrip(),
-        ]
+        if shutil.get_terminal_size().columns >= BAR_FROM:
+            filled = min(10, int(10 * step / total))
+            parts.append(f"[{'#' * filled}{'-' * (10 - filled)}]")
+        parts.append(f"{count(step)}/{count(total)} {last.get('unit', '')}".rstrip())
     elif step is not None:
         parts.append(f"{count(step)} {last.get('unit', '')}".rstrip())
     for name, label in (("loss", "loss"), ("val_loss", "valid")):
@@ -151,6 +139,12 @@ def summary(status: Status) -> str:
     document, name = status.document, status.run.name
     lines = []
     if status.state == "done":
+        learnt = document["stages"].get("pretrain", {}).get("metrics", {})
+        if {"first_val_loss", "val_loss", "unigram_entropy_nats"} <= learnt.keys():
+            lines.append(
+                f"validation loss {learnt['first_val_loss']:.3f} -> {learnt['val_loss']:.3f} nats per token; guessing by "
+                f"frequency alone would give {learnt['unigram_entropy_nats']:.3f} (the corpus' unigram entropy)"
+            )
         lines.append(f"run {name} is done. Results:")
         for stage_id, stage in document["stages"].items():
             for output, path in (stage.get("outputs") or {}).items():
