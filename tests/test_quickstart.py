@@ -31,7 +31,8 @@ REDUCED = [
     "--set=model.heads=2",
     "--set=model.sequence_length=64",
     "--set=pretrain.steps=120",
-    "--set=pretrain.valid_interval=40",
+    "--set=pretrain.valid_interval=60",
+    "--set=pretrain.valid_batches=200",  # all of the validation split
     "--set=pretrain.save_interval=40",
     "--set=finetune.steps=10",
 ]
@@ -110,10 +111,13 @@ def test_the_pretrained_folder_works_without_this_project_and_agrees_with_the_tr
         assert "core" not in sys.modules
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         ids = np.memmap(tokens, np.uint16, "r")[start:end].astype(np.int64)
-        windows = torch.tensor(np.stack([ids[i : i + length + 1] for i in range(0, len(ids) - length, length)]))[:128]
+        windows = torch.tensor(np.stack([ids[i : i + length + 1] for i in range(0, len(ids) - length, length)]))
+        losses = []
         with torch.no_grad():
-            logits = model(windows[:, :-1]).logits.float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+            for part in windows.split(64):
+                logits = model(part[:, :-1]).logits.float()
+                losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
+        loss = (sum(losses) / windows[:, 1:].numel()).item()
         inputs = tokenizer("The following", return_tensors="pt")
         text = tokenizer.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0])
         print(json.dumps({"loss": loss, "text": text, "vocab": len(tokenizer), "rows": logits.shape[-1]}))
