@@ -156,12 +156,14 @@ def test_the_chat_model_answers_in_its_format(finished: tuple[RunDirectory, Any]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(text, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-        print(json.dumps({"prompt": text, "new": out.shape[1] - inputs["input_ids"].shape[1]}))
+        named = json.load(open(sys.argv[1] + "/tokenizer_config.json"))["tokenizer_class"]
+        print(json.dumps({"class": named, "prompt": text, "new": out.shape[1] - inputs["input_ids"].shape[1]}))
         """,
         str(finished[0].upload("upload-finetuned")),
     )
     assert found["prompt"] == "### Human: What does `len` do?\n### Assistant:"
     assert found["new"] > 0
+    assert found["class"] == "PreTrainedTokenizerFast", "transformers 4 knows it, too"
 
 
 def test_a_finished_run_is_not_done_again(finished: tuple[RunDirectory, Any]) -> None:

@@ -101,6 +101,8 @@ def prove(folder: Path, model: ModelFile, held_out: Sequence[str], probes: Seque
     )
     lines = sample + others
     proof = Proof(lines=len(lines), held_out=len(sample), left_out=len(held_out) + len(probes) - len(lines))
+    if not lines:
+        return proof
     expected: list[list[int]] = processor.encode(lines)
     # verbose: a line may be longer than the model's sequences.
     found, plain = (

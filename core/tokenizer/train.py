@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +47,7 @@ class TrainingLines:
     seed: int
     position: Position
     lines: int = 0
-    """Lines given to training."""
+    """Lines read for training; a sample of them is what SentencePiece gets."""
     kept: list[str] = field(default_factory=list)
     """The held-out lines."""
     rejected: int = 0
@@ -95,6 +97,28 @@ def cut_line(line: str, longest: int) -> Iterator[str]:
         begin = end
 
 
+def sampled(lines: Iterable[str], size: int, shuffle: bool, seed: int) -> Iterator[str]:
+    """`size` of the lines (0: all): a uniform sample in which every line has the same chance, or else the first.
+
+    SentencePiece could draw it, but its generator is salted anew in every process, so that equal seeds would give
+    other tokenizers. Holding the sample here costs little beside what the training on it needs.
+    """
+    if size == 0:
+        yield from lines
+    elif not shuffle:
+        yield from itertools.islice(lines, size)
+    else:
+        kept, draw = list[str](), random.Random(seed).random
+        for number, line in enumerate(lines):
+            if number < size:
+                kept.append(line)
+            elif (place := int(draw() * (number + 1))) < size:
+                kept[place] = line
+        kept.reverse()
+        while kept:
+            yield kept.pop()
+
+
 def sample_lines(lines: TrainingLines, documents: Iterable[Document | Rejected], limit_bytes: int) -> list[str]:
     """Held-out lines for a model that is not trained here: from the beginning of the text, which is not read whole."""
     for _ in lines.iterate(documents):
@@ -106,7 +130,9 @@ def sample_lines(lines: TrainingLines, documents: Iterable[Document | Rejected],
 def train(
     section: TokenizerSection, lines: TrainingLines, documents: Iterable[Document | Rejected], seed: int, folder: Path
 ) -> bytes:
-    """Train and return the .model; SentencePiece's own progress goes to stderr.
+    """Train and return the .model; SentencePiece's own progress goes to stderr. Equal seeds give equal models.
+
+    (With equal `num_threads`: unigram adds its counts up per thread, so that scores may differ in their last digits.)
 
     Raises:
         InputError: the corpus is empty, or the vocabulary size does not fit it.
@@ -117,12 +143,13 @@ def train(
     def guarded() -> Iterator[str]:
         # SentencePiece turns an exception of the iterator into a text of its own.
         try:
-            yield from lines.iterate(documents)
+            yield from sampled(
+                lines.iterate(documents), section.input_sentence_size, section.shuffle_input_sentence, seed
+            )
         except BaseException as error:
             failure.append(error)
             raise
 
-    sentencepiece.set_random_generator_seed(seed)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".training-") as scratch:
         prefix = Path(scratch) / "model"
         try:

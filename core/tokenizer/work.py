@@ -13,6 +13,7 @@ from core.errors import InputError
 from core.files import write_atomically
 from core.stages.base import Outcome, StageContext
 from core.stages.corpus import corpus_files
+from core.stages.tokenizer import TokenizerSection
 from core.text.chat import chat_template
 from core.text.readers import LOOK_BYTES, documents
 from core.text.records import Position
@@ -57,7 +58,7 @@ def make_tokenizer(context: StageContext) -> Outcome:
     folders.put_in_place(building, run.tokenizer)
     metrics: dict[str, int | float] = {
         "vocab_size": len(model.pieces),
-        "training_lines": lines.lines if not section.model else 0,
+        "training_lines": training_lines(section, lines.lines),
         "held_out_lines": proof.held_out,
         "probe_lines": proof.lines - proof.held_out,
         "mismatches": 0,
@@ -67,6 +68,13 @@ def make_tokenizer(context: StageContext) -> Outcome:
     if proof.tokens:
         metrics["bytes_per_token"] = round(proof.text_bytes / proof.tokens, 4)
     return Outcome(outputs=dict(context.plan["outputs"]), metrics=metrics)
+
+
+def training_lines(section: TokenizerSection, read: int) -> int:
+    """Lines that SentencePiece was given, of those that were read."""
+    if section.model:
+        return 0
+    return min(read, section.input_sentence_size) if section.input_sentence_size else read
 
 
 def _new_lines(context: StageContext, position: Position) -> TrainingLines:
@@ -92,7 +100,8 @@ def _train(context: StageContext, folder: Path) -> tuple[bytes, TrainingLines]:
     found = documents(files, corpus.text_key, corpus.normalize, position)
     data = train(section, lines, found, context.preset.seed, folder)
     context.progress(position.total, position.total, "bytes", lines=lines.lines)
-    print(f"read {lines.lines} lines for training, {len(lines.kept)} held out", flush=True)
+    used = training_lines(section, lines.lines)
+    print(f"trained on {used} of {lines.lines} lines; {len(lines.kept)} more were held out", flush=True)
     if lines.rejected:
         # The data stage lists them all, and decides whether they are too many.
         context.warn(f"{lines.rejected} unusable lines were left out; the first: {lines.first_rejected}")

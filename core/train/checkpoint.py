@@ -67,6 +67,7 @@ def commit(
     barrier()
     write(temporary)
     failpoint("files-written", step)
+    barrier()  # before the list is taken: another rank's file that is being renamed would be gone when it is synced
     for file in files_of(temporary):
         sync_file(file)
     failpoint("files-synced", step)

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from core.errors import StageError
+from core.files import read_json, write_json
 
 
 def build_folder(
@@ -42,9 +43,18 @@ def build_folder(
         model.generation_config = GenerationConfig.from_pretrained(source)
     model.to(config.dtype or torch.float32).save_pretrained(target)
     tokenizer.save_pretrained(target)
+    keep_tokenizer_class(source, target)
     for piece_model in source.glob("*.model"):
         shutil.copyfile(piece_model, target / piece_model.name)
     return model
+
+
+def keep_tokenizer_class(source: Path, target: Path) -> None:
+    """Name the class that `source` names: transformers 5 saves one of its own that transformers 4 does not know."""
+    named = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
+    if "tokenizer_class" in named:
+        saved = read_json(target / "tokenizer_config.json")
+        write_json(target / "tokenizer_config.json", saved | {"tokenizer_class": named["tokenizer_class"]})
 
 
 def check_folder(folder: Path, question: str, prompt: str, device: str) -> str:

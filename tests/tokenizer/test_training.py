@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from core.stages.tokenizer import ORIGINAL_SYMBOLS, TokenizerSection
 from core.text.readers import Document, Rejected
 from core.text.records import Position
 from core.tokenizer.model_file import PieceType, parse_model
-from core.tokenizer.train import SHORTEST_GAP, TrainingLines, cut_line, options, train
+from core.tokenizer.train import SHORTEST_GAP, TrainingLines, cut_line, options, sampled, train
 
 
 def lines_for(held_out: int = 10, longest: int = 4192, newline: bool = True, seed: int = 0) -> TrainingLines:
@@ -130,12 +134,40 @@ def test_json_syntax_is_not_learnt(small_model: Callable[..., bytes]) -> None:
     assert "▁吾輩" in pieces or "吾輩" in pieces
 
 
-def test_equal_seeds_give_equal_models(tmp_path: Path) -> None:
-    def one() -> bytes:
-        return train_small(tmp_path, model_type="unigram", input_sentence_size=2000, vocab_size=600)
+TRAIN = """
+import hashlib, pathlib, sys
+from small_tokenizer import train_small
+model = train_small(pathlib.Path(sys.argv[1]), model_type=sys.argv[2], vocab_size=600, input_sentence_size=2000)
+from core.tokenizer.model_file import parse_model
+print(hashlib.sha256(repr([(p.text, p.score) for p in parse_model(model, "").pieces]).encode()).hexdigest())
+"""
 
-    first, second = (parse_model(one(), "").pieces for _ in range(2))
-    assert first == second
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_equal_seeds_give_equal_models_in_other_processes_too(tmp_path: Path, model_type: str) -> None:
+    """SentencePiece's own sampling does not: its generator is salted anew in every process."""
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}"}
+    argv = [sys.executable, "-c", TRAIN, str(tmp_path), model_type]
+    first, second, third = (
+        subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(3)
+    )
+    assert len(first) == 65
+    assert first == second == third
+
+
+def test_the_sample_is_uniform_seeded_and_of_the_size_asked_for() -> None:
+    lines = [str(number) for number in range(1000)]
+    assert list(sampled(lines, 0, True, 1)) == list(sampled(lines, 2000, True, 1)) == lines
+    assert list(sampled(lines, 10, False, 1)) == lines[:10]
+    assert (
+        list(sampled(lines, 100, True, 1)) == list(sampled(lines, 100, True, 1)) != list(sampled(lines, 100, True, 2))
+    )
+    counts = Counter(number for seed in range(400) for number in sampled(lines, 100, True, seed))
+    assert sum(counts.values()) == 40_000
+    assert len(counts) == 1000
+    assert min(counts.values()) > 10  # 40 expected; 6 standard deviations are 36
+    assert max(counts.values()) < 80
 
 
 def test_unigram_scores_are_such_that_their_sums_are_exact_in_32_bits(small_model: Callable[..., bytes]) -> None:
