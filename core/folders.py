@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from core.files import sync_folder
+from core.files import sync
 
 
 def begin(target: Path) -> Path:
@@ -25,11 +25,11 @@ def put_in_place(building: Path, target: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    sync_folder(building)
+    sync(building)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     building.rename(target)
-    sync_folder(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)

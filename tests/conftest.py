@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,3 +53,17 @@ def run_stage() -> RunStage:
         )
 
     return start
+
+
+def wizard(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`llm-wizard ARGV` as a user's shell would run it, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "core.cli", *argv],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )

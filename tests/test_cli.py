@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import wizard
 from core.files import read_json
 
 TINY = [
@@ -19,19 +20,6 @@ TINY = [
     "--set=model.heads=2",
     "--set=model.sequence_length=16",
 ]
-
-
-def wizard(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "core.cli", *argv],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture

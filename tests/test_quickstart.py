@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from conftest import wizard
 from core.files import read_json
 from core.runs.directory import RunDirectory
 from core.runs.state import read_status
@@ -37,19 +38,6 @@ REDUCED = [
     "--set=finetune.steps=10",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-
-
-def wizard(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "core.cli", *argv],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
 
 
 def outside(code: str, *argv: str) -> Any:

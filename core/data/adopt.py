@@ -15,7 +15,7 @@ from core.data.indexed import IndexedDataset, files_of
 from core.data.manifest import part
 from core.data.split import split_documents
 from core.errors import InputError
-from core.files import sha256, sync_folder
+from core.files import sha256, sync
 from core.tokenizer.model_file import ModelFile, PieceType
 
 CHUNK = 1 << 22
@@ -114,4 +114,4 @@ def link(source: Path, target: Path) -> None:
         except OSError:
             temporary.symlink_to(old.resolve())
         temporary.replace(new)
-    sync_folder(target.parent)
+    sync(target.parent)

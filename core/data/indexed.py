@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from core.errors import InputError
-from core.files import sync_folder
+from core.files import sync
 
 MAGIC = b"MMIDIDX\0\0"
 LEGACY_MAGIC = b"TNTIDX\0\0"
@@ -225,7 +225,7 @@ class IndexedWriter:
         self.idx_sha256 = digest.hexdigest()
         for temporary, target in zip(self._temporary, self._targets, strict=True):
             temporary.replace(target)
-        sync_folder(self._targets[0].parent)
+        sync(self._targets[0].parent)
 
 
 def _fsync_and_close(file: Any) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from core.errors import StageError
-from core.files import sha256, sync_folder, write_atomically
+from core.files import sha256, sync, write_atomically
 from core.train.failpoint import failpoint
 
 MANIFEST = "manifest.json"
@@ -69,20 +69,20 @@ def commit(
     failpoint("files-written", step)
     barrier()  # before the list is taken: another rank's file that is being renamed would be gone when it is synced
     for file in files_of(temporary):
-        sync_file(file)
+        sync(file)
     failpoint("files-synced", step)
     barrier()
     if is_main:
         write_manifest(temporary, {"step": step, "attempt": attempt, **lineage})
         failpoint("manifest-written", step)
         for inner in {file.parent for file in files_of(temporary)} | {temporary}:
-            sync_folder(inner)
+            sync(inner)
         failpoint("folder-synced", step)
     barrier()
     if is_main:
         temporary.rename(final)
         failpoint("renamed", step)
-        sync_folder(folder)
+        sync(folder)
         failpoint("parent-synced", step)
         write_atomically(folder / POINTER, f"{final.name}\n".encode())
         failpoint("pointer-replaced", step)
@@ -204,15 +204,6 @@ def remove_leftovers(folder: Path) -> None:
 def files_of(folder: Path) -> list[Path]:
     """Everything in `folder` that is no folder, in order of name."""
     return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-
-
-def sync_file(file: Path) -> None:
-    """fsync one file."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hash_files(files: list[Path]) -> dict[Path, str]:

@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils.logging import disable_progress_bar
 
 from core.errors import StageError
-from core.files import read_json, sync_folder
+from core.files import read_json, sync
 from core.stages.base import Outcome, StageContext
-from core.train.checkpoint import Checkpoint, files_of, latest_verified, sync_file, verify
+from core.train.checkpoint import Checkpoint, files_of, latest_verified, verify
 from core.train.engine import MODEL_FILE
 from core.train.loop import TRAINER_FILE, weighted_mean
 from core.train.loss import cross_entropy
@@ -232,8 +232,8 @@ def batch_loss(model: PreTrainedModel, valid: Sequences, numbers: NDArray[np.int
 def replace_folder(temporary: Path, target: Path) -> None:
     """Let `temporary` take the place of `target`; a reader sees the old folder or the new one, whole."""
     for file in files_of(temporary):
-        sync_file(file)
-    sync_folder(temporary)
+        sync(file)
+    sync(temporary)
     if target.exists():
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -242,4 +242,4 @@ def replace_folder(temporary: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         temporary.rename(target)
-    sync_folder(target.parent)
+    sync(target.parent)

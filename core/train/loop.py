@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from core.errors import StageError
 from core.files import read_json, write_atomically, write_json
+from core.runs import requests
 from core.stages.base import StageContext, StageStopped
 from core.train.checkpoint import commit, latest_verified, remove_leftovers, remove_old
 from core.train.engine import Engine
@@ -27,7 +28,6 @@ from core.train.tracking import Tracker
 
 TRAINER_FILE = "trainer.json"
 CONFIG_FILE = "config.json"
-CHECKPOINT_REQUEST = "checkpoint"
 
 
 @dataclass
@@ -208,11 +208,11 @@ class TrainingLoop:
             write_atomically(folder / CONFIG_FILE, self.engine.model.config.to_json_string().encode())
 
     def _checkpoint_requested(self) -> bool:
-        return self.ranks.is_main and (self.context.run.requests / CHECKPOINT_REQUEST).exists()
+        return self.ranks.is_main and (self.context.run.requests / requests.CHECKPOINT).exists()
 
     def _answer_request(self, wanted: bool) -> None:
         if wanted and self.ranks.is_main:
-            (self.context.run.requests / CHECKPOINT_REQUEST).unlink(missing_ok=True)
+            requests.take(self.context.run, requests.CHECKPOINT)
 
     def _leave_if_asked(self) -> None:
         """Stop before the first step of this attempt: there is nothing new to save."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from core.files import read_json, sync_folder, write_atomically
+from core.files import read_json, sync, write_atomically
 from core.stages.base import StageContext
 from core.train import checkpoint
 from core.train.ranks import Ranks
@@ -61,12 +61,12 @@ def commit(folder: Path, step: int, fields: Mapping[str, Any]) -> None:
     """Turn the trainer's checkpoint-N in `folder` into step-N."""
     working, final = folder / f"{WORKING}{step}", folder / f"step-{step}"
     for file in checkpoint.files_of(working):
-        checkpoint.sync_file(file)
+        sync(file)
     checkpoint.write_manifest(working, {"step": step, **fields})
     for inner in {file.parent for file in checkpoint.files_of(working)} | {working}:
-        sync_folder(inner)
+        sync(inner)
     working.rename(final)
-    sync_folder(folder)
+    sync(folder)
     write_atomically(folder / checkpoint.POINTER, f"{final.name}\n".encode())
 
 
