@@ -19,7 +19,7 @@ MINIMUM = {
     "psutil": "6.0",
     "pyarrow": "17",
     "pydantic": "2.11",
-    "sentencepiece": "0.2.0",
+    "sentencepiece": "0.2.3",
     "torch": "2.6",
     "transformers": "5.0",
     "trl": "1.0",

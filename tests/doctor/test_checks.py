@@ -139,7 +139,7 @@ def test_nothing_fails_that_no_stage_needs(check_id: str) -> None:
 def test_the_fix_for_packages_names_the_training_python_and_the_versions() -> None:
     finding = judged("python.pins", {"versions": VERSIONS | {"torch": None, "sentencepiece": None}})
     assert finding.fix is not None
-    assert finding.fix.preview == ("/opt/env/bin/python -m pip install 'sentencepiece>=0.2.0' 'torch>=2.6'",)
+    assert finding.fix.preview == ("/opt/env/bin/python -m pip install 'sentencepiece>=0.2.3' 'torch>=2.6'",)
     assert finding.why == "sentencepiece: tokenizer; torch: pretrain, convert"
 
 
