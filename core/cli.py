@@ -7,12 +7,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from core import __version__
 from core.errors import InputError, WizardError
 from core.exit_codes import ExitCode
+from core.language import LANGUAGES, choose_language, set_language
 
 if TYPE_CHECKING:
     from core.plan import Plan
@@ -33,14 +35,23 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(ExitCode.USAGE)
 
 
-def main(argv: list[str] | None = None) -> int:
+Face = Callable[[argparse.Namespace], int]
+
+
+def main(argv: list[str] | None = None, screen: Face | None = None, prompts: Face | None = None) -> int:
+    """Carry out one command line. `screen` shows the terminal UI (no verb), `prompts` asks line by line (`init`); they
+    are passed in, because core imports neither.
+    """
     parser = _build_parser()
     options = parser.parse_args(argv)
-    if options.verb is None:
+    set_language(choose_language(options.lang))
+    options.print_help = parser.print_help
+    call = {None: screen, "init": prompts}.get(options.verb) or getattr(options, "call", None)
+    if call is None:
         parser.print_help()
         return ExitCode.USAGE
     try:
-        return int(options.call(options))
+        return int(call(options))
     except WizardError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -58,6 +69,10 @@ def _build_parser() -> argparse.ArgumentParser:
         "llm-wizard", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"llm-wizard {__version__}")
+    parser.add_argument("--no-mouse", action="store_true", help="the terminal UI leaves the mouse to the terminal")
+    parser.add_argument("--ascii", action="store_true", help="the terminal UI draws with ASCII characters only")
+    runs_dir = Path(os.environ.get("LLM_WIZARD_RUNS_DIR", "runs"))
+    _add_shared(parser, runs_dir=runs_dir, lang=None)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 
     def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
@@ -87,18 +102,37 @@ def _build_parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="go on printing as the log grows")
     resume.add_argument("--detach", action="store_true", help="return at once; the run goes on by itself")
 
+    init = add("init", None, "answer questions line by line; the answers become a preset")
+    init.add_argument("preset", metavar="PRESET", nargs="?", default="quickstart", help="the preset to begin with")
+    init.add_argument("--output", metavar="FILE", type=Path, help="where to write it; asked for when not given")
+
     presets = add("presets", _presets, "list, show or check presets")
     presets.add_argument("action", nargs="?", choices=("list", "show", "check"), default="list")
     presets.add_argument("names", nargs="*", metavar="NAME")
 
     for verb in (run, plan, status, presets, resume):
         verb.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    for verb in (run, plan, attach, status, logs, stop, resume):
-        default = os.environ.get("LLM_WIZARD_RUNS_DIR", "runs")
-        verb.add_argument(
-            "--runs-dir", metavar="DIR", type=Path, default=Path(default), help="where runs are kept (runs)"
-        )
+    for verb in verbs.choices.values():
+        _add_shared(verb)
     return parser
+
+
+def _add_shared(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Options that stand before or after the verb; one that is not given after it must not undo the one before."""
+    missing = argparse.SUPPRESS
+    parser.add_argument(
+        "--runs-dir",
+        metavar="DIR",
+        type=Path,
+        default=defaults.get("runs_dir", missing),
+        help="where runs are kept (runs)",
+    )
+    parser.add_argument(
+        "--lang",
+        choices=LANGUAGES,
+        default=defaults.get("lang", missing),
+        help="the language of screens and reports (LANG's)",
+    )
 
 
 def _print_json(document: Any) -> None:
