@@ -24,74 +24,6 @@ if TYPE_CHECKING:
 STYLES = Path(__file__).parent / "styles"
 
 
-class WizardApp(App[int]):
-    """llm-wizard's screens. Leaving it never touches a run."""
-
-    TITLE = "llm-wizard"
-    CSS_PATH: ClassVar = sorted(STYLES.glob("*.tcss"))
-    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (34, "-tall")]
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+q", "quit", tr_later("Quit"), show=False, priority=True),
-        Binding("ctrl+c", "interrupted", tr_later("Quit"), show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", tr_later("Suspend"), show=False),
-        Binding("question_mark", "toggle_help_panel", tr_later("Help"), key_display="?"),
-        *(
-            Binding(f"{number},f{number}", f"open_mode('{mode}')", title, show=False)
-            for number, (mode, title) in enumerate(MODES.items(), 1)
-        ),
-    ]
-
-    def __init__(self, runs_dir: Path) -> None:
-        super().__init__()
-        self.runs_dir = runs_dir.absolute()
-        self.draft: Draft | None = None
-        """The preset that Setup edits and Plan shows."""
-        self.watched: RunDirectory | None = None
-        """The run that the Run mode shows."""
-
-    def on_mount(self) -> None:
-        self.set_class(ascii_only(), "-ascii")
-        makers: dict[str, Callable[[], Screen[Any]]] = {
-            "home": _home,
-            "doctor": _doctor,
-            "setup": _setup,
-            "plan": _plan,
-            "run": _run,
-            "troubleshoot": _troubleshoot,
-        }
-        for mode, maker in makers.items():
-            self.add_mode(mode, maker)
-        self.switch_mode("home")
-
-    def action_open_mode(self, mode: str) -> None:
-        self.switch_mode(mode)
-
-    def action_interrupted(self) -> None:
-        """Ctrl-C leaves the screen, as in every other program; runs go on."""
-        self.exit(130)
-
-    def action_toggle_help_panel(self) -> None:
-        if self.screen.query("HelpPanel"):
-            self.action_hide_help_panel()
-        else:
-            self.action_show_help_panel()
-
-    def open_run(self, run: RunDirectory) -> None:
-        """Show a run in the Run mode."""
-        self.watched = run
-        self.switch_mode("run")
-
-    def open_draft(self, draft: Draft, mode: str = "setup") -> None:
-        """Edit a preset in Setup, or review it in Plan."""
-        self.draft = draft
-        self.switch_mode(mode)
-
-    def say(self, text: str, error: bool = False) -> None:
-        """A short message, already translated, at the edge of the screen; never markup."""
-        self.notify(text, severity="error" if error else "information", markup=False)
-
-
 def _home() -> Screen[Any]:
     from tui.screens.home import HomeScreen
 
@@ -126,3 +58,69 @@ def _troubleshoot() -> Screen[Any]:
     from tui.screens.troubleshoot import TroubleshootScreen
 
     return TroubleshootScreen()
+
+
+class WizardApp(App[int]):
+    """llm-wizard's screens. Leaving it never touches a run."""
+
+    TITLE = "llm-wizard"
+    CSS_PATH: ClassVar = STYLES / "app.tcss"
+    MODES: ClassVar[dict[str, Callable[[], Screen[Any]]]] = {
+        "home": _home,
+        "doctor": _doctor,
+        "setup": _setup,
+        "plan": _plan,
+        "run": _run,
+        "troubleshoot": _troubleshoot,
+    }
+    DEFAULT_MODE = "home"
+    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (34, "-tall")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+q", "quit", tr_later("Quit"), show=False, priority=True),
+        Binding("ctrl+c", "interrupted", tr_later("Quit"), show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", tr_later("Suspend"), show=False),
+        Binding("question_mark", "toggle_help_panel", tr_later("Help"), key_display="?"),
+        *(
+            Binding(f"{number},f{number}", f"open_mode('{mode}')", title, show=False)
+            for number, (mode, title) in enumerate(MODES.items(), 1)
+        ),
+    ]
+
+    def __init__(self, runs_dir: Path) -> None:
+        super().__init__()
+        self.runs_dir = runs_dir.absolute()
+        self.draft: Draft | None = None
+        """The preset that Setup edits and Plan shows."""
+        self.watched: RunDirectory | None = None
+        """The run that the Run mode shows."""
+
+    def on_mount(self) -> None:
+        self.set_class(ascii_only(), "-ascii")
+
+    def action_open_mode(self, mode: str) -> None:
+        self.switch_mode(mode)
+
+    def action_interrupted(self) -> None:
+        """Ctrl-C leaves the screen, as in every other program; runs go on."""
+        self.exit(130)
+
+    def action_toggle_help_panel(self) -> None:
+        if self.screen.query("HelpPanel"):
+            self.action_hide_help_panel()
+        else:
+            self.action_show_help_panel()
+
+    def open_run(self, run: RunDirectory) -> None:
+        """Show a run in the Run mode."""
+        self.watched = run
+        self.switch_mode("run")
+
+    def open_draft(self, draft: Draft, mode: str = "setup") -> None:
+        """Edit a preset in Setup, or review it in Plan."""
+        self.draft = draft
+        self.switch_mode(mode)
+
+    def say(self, text: str, error: bool = False) -> None:
+        """A short message, already translated, at the edge of the screen; never markup."""
+        self.notify(text, severity="error" if error else "information", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
@@ -15,11 +16,20 @@ from tui.widgets.mode_bar import ModeBar
 if TYPE_CHECKING:
     from tui.app import WizardApp
 
+STYLES = Path(__file__).parent.parent / "styles"
+
 
 class WizardScreen(Screen[None]):
     """A mode's first screen, or one pushed above it. `MODE` is the mode it belongs to."""
 
     MODE: ClassVar[str] = "home"
+
+    def __init_subclass__(cls, **options: bool) -> None:
+        """A screen brings the stylesheet of its module's name: parsing all of them would hold up the first frame."""
+        super().__init_subclass__(**options)
+        sheet = STYLES / f"{cls.__module__.rpartition('.')[2]}.tcss"
+        if sheet.is_file():
+            cls.CSS_PATH = sheet
 
     @property
     def wizard(self) -> WizardApp:

@@ -1,0 +1,85 @@
+"""First frame of `llm-wizard` beside that of Textual's smallest app, in one run: python tests/bench/first_frame.py [N]
+
+Each is started N times (10) in a pty of 80x24, alternating; the time runs from the start of the process to the moment when the
+text of its first frame has come out of the pty. Prints medians, their ratio, and whether torch was imported.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from pathlib import Path
+
+SMALLEST = """
+from textual.app import App
+from textual.widgets import Static
+
+class Smallest(App):
+    def compose(self):
+        yield Static("first frame")
+
+Smallest().run()
+"""
+TIMEOUT_S = 30.0
+_SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+
+
+def first_frame(argv: list[str], text: bytes, folder: str) -> float:
+    """Seconds until `text` has come out of the pty, escape sequences left out."""
+    environment = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+    environment.pop("LLM_WIZARD_RUNS_DIR", None)
+    begin = time.perf_counter()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        os.chdir(folder)
+        os.execve(argv[0], argv, environment)  # noqa: S606 (an argv list, no shell)
+    seen = b""
+    try:
+        while text not in _SEQUENCE.sub(b"", seen):
+            if time.perf_counter() - begin > TIMEOUT_S:
+                raise SystemExit(f"no first frame of {argv} within {TIMEOUT_S:.0f} s; it printed {seen[-500:]!r}")
+            if select.select([terminal], [], [], 0.1)[0]:
+                seen += os.read(terminal, 1 << 16)
+        return time.perf_counter() - begin
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def main(times: int) -> None:
+    wizard = str(Path(sys.executable).with_name("llm-wizard"))
+    with tempfile.TemporaryDirectory() as folder:
+        smallest = Path(folder, "smallest.py")
+        smallest.write_text(SMALLEST)
+        for warm in (True, False):  # the first of each fills the disk cache and the .pyc files
+            ours, theirs = [], []
+            for _ in range(1 if warm else times):
+                theirs.append(first_frame([sys.executable, str(smallest)], b"first frame", folder))
+                ours.append(first_frame([wizard], b"1 Home", folder))
+        imported = subprocess.run(
+            [sys.executable, "-c", "import sys, tui.app, tui.screens.home; print('torch' in sys.modules)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    print(f"Textual's smallest app  median {statistics.median(theirs):.3f} s  ({min(theirs):.3f} to {max(theirs):.3f})")
+    print(f"llm-wizard              median {statistics.median(ours):.3f} s  ({min(ours):.3f} to {max(ours):.3f})")
+    print(f"ratio                   {statistics.median(ours) / statistics.median(theirs):.2f}")
+    print(f"torch imported          {imported}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
