@@ -44,7 +44,7 @@ def first_frame(argv: list[str], text: bytes, folder: str) -> float:
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         os.chdir(folder)
-        os.execve(argv[0], argv, environment)  # noqa: S606 (an argv list, no shell)
+        os.execve(argv[0], argv, environment)
     seen = b""
     try:
         while text not in _SEQUENCE.sub(b"", seen):

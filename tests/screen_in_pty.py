@@ -1,0 +1,98 @@
+"""`llm-wizard` as a user's terminal runs it: a real process in a real pty, whose text can be waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+
+_SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()=>][0-9A-Z]?")
+REPOSITORY = Path(__file__).parent.parent
+
+
+class ScreenInPty:
+    """One process with the terminal to itself; `environment` is added to the test's own."""
+
+    def __init__(self, *argv: str, cwd: Path, columns: int = 80, rows: int = 24, **environment: str) -> None:
+        variables = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "TERM": "xterm-256color",
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+            **environment,
+        }
+        self.output = b""
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            os.chdir(cwd)
+            os.execve(sys.executable, [sys.executable, "-m", "tui.main", *argv], variables)
+
+    def read(self, seconds: float = 0.1) -> bool:
+        """Take in what the process prints within the time; False when it has closed the terminal."""
+        if not select.select([self.terminal], [], [], seconds)[0]:
+            return True
+        try:
+            data = os.read(self.terminal, 1 << 16)
+        except OSError:  # EIO: the other side is gone
+            return False
+        self.output += data
+        return bool(data)
+
+    @property
+    def text(self) -> str:
+        """Everything printed so far, without escape sequences."""
+        return _SEQUENCE.sub(b"", self.output).decode("utf-8", "replace")
+
+    def wait_for(self, text: str, seconds: float = 30) -> None:
+        """Read until the text has been printed; forgets what came before the call."""
+        self.output = self.output[-200:] if text in self.text else b""
+        deadline = time.monotonic() + seconds
+        while text not in self.text:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.text[-2000:]!r}"
+            if not self.read() and text not in self.text:
+                raise AssertionError(f"it ended without {text!r}: {self.text[-2000:]!r}")
+
+    def send(self, keys: str) -> None:
+        os.write(self.terminal, keys.encode())
+
+    def hang_up(self) -> None:
+        """What a dropped SSH connection does: the terminal goes, and with it comes SIGHUP."""
+        os.close(self.terminal)
+        self.terminal = -1
+
+    def wait(self, seconds: float = 20) -> int:
+        """The exit code, negative for a signal; the process is killed where it does not end."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                return os.waitstatus_to_exitcode(status)
+            if self.terminal >= 0:
+                self.read(0.02)
+            else:
+                time.sleep(0.02)
+        self.close()
+        raise AssertionError("the process did not end")
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+        if self.terminal >= 0:
+            os.close(self.terminal)
+            self.terminal = -1
