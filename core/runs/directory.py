@@ -3,6 +3,7 @@
 runs/<name>/  preset.yaml  plan.json  state.json  events.jsonl  supervisor.log  lock  requests/
               code/        the trainer as it was when the run was made; ranks import this copy
               stages/<id>/ log.txt  metrics.jsonl  result.json
+              nodes/       what the node agents saw: <host>.jsonl (ring) and <host>.history.jsonl (a line a minute)
               checkpoints/ step-N/
               outputs/     what the stages make
 """
@@ -70,6 +71,10 @@ class RunDirectory:
     @property
     def code(self) -> Path:
         return self.root / "code"
+
+    @property
+    def nodes(self) -> Path:
+        return self.root / "nodes"
 
     @property
     def checkpoints(self) -> Path:

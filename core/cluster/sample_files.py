@@ -1,0 +1,196 @@
+"""Samples on the disk of the head node: a ring of two files a host for the last hours, one averaged line a minute for weeks.
+
+nodes/<host>.jsonl          as they came; at 4 MiB it becomes nodes/<host>.1.jsonl, and the one before is dropped
+nodes/<host>.history.jsonl  means over 60 s (of temperatures the maximum), without the slow part
+
+Where an agent ended, the ring has {"time", "host", "error", "restarts"} instead of a sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from core.runs.directory import RunDirectory
+
+RING_BYTES = 4 << 20
+HISTORY_S = 60.0
+
+_MEANS = ("cpu", "load", "memory_used", "disk_free", "net_rx", "net_tx", "ib_rx", "ib_tx")
+_GPU_MEANS = ("util", "memory_used", "power", "power_limit", "clock")
+
+
+def file_stem(host: str) -> str:
+    """The name of a host's files without their endings.
+
+    A name that could leave the folder, or be taken for the ring or the history of another host (`10.0.0.1`), is changed and
+    carries a hash of what it was.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", host)[:100]
+    safe = re.sub(r"^[.-]", "_", safe) or "_"
+    if safe == host and not safe.endswith((".1", ".history")):
+        return safe
+    return f"{safe}-{hashlib.sha256(host.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def ring_path(run: RunDirectory, stem: str) -> Path:
+    return run.nodes / f"{stem}.jsonl"
+
+
+def old_ring_path(run: RunDirectory, stem: str) -> Path:
+    return run.nodes / f"{stem}.1.jsonl"
+
+
+def history_path(run: RunDirectory, stem: str) -> Path:
+    return run.nodes / f"{stem}.history.jsonl"
+
+
+class SampleFiles:
+    """Where the collector puts what it gets. A disk that is full costs samples, never the run."""
+
+    def __init__(self, run: RunDirectory, warn: Callable[[str], None]) -> None:
+        self._run = run
+        self._warn = warn
+        self._minutes: dict[str, Minute] = {}
+        self._failing = False
+
+    def sample(self, host: str, sample: Mapping[str, Any]) -> None:
+        """Take one sample of the node agent."""
+        stem = file_stem(host)
+        self._append(ring_path(self._run, stem), sample, old_ring_path(self._run, stem))
+        minute = self._minutes.setdefault(host, Minute())
+        if minute.is_over(sample["time"]):
+            self._append(history_path(self._run, stem), minute.mean())
+            minute = self._minutes[host] = Minute()
+        minute.add(sample)
+
+    def failure(self, host: str, time: float, text: str, restarts: int, is_news: bool) -> None:
+        """Take the end of an agent; `is_news` when it had been well before."""
+        line = {"time": time, "host": host, "error": text, "restarts": restarts}
+        stem = file_stem(host)
+        self._append(ring_path(self._run, stem), line, old_ring_path(self._run, stem))
+        if is_news:
+            self._warn(f"the agent of node {host} ended and is started again: {text}")
+
+    def close(self) -> None:
+        """Write the minutes that are not over yet."""
+        for host, minute in self._minutes.items():
+            if minute.count:
+                self._append(history_path(self._run, file_stem(host)), minute.mean())
+        self._minutes.clear()
+
+    def _append(self, path: Path, document: Mapping[str, Any], old: Path | None = None) -> None:
+        try:
+            line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+            try:
+                append_line(path, line, old)
+            except FileNotFoundError:  # the first line of a run
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                append_line(path, line, old)
+        except (OSError, TypeError) as error:
+            if not self._failing:
+                self._say(f"samples of the nodes are not written: {error}")
+            self._failing = True
+            return
+        if self._failing:
+            self._say("samples of the nodes are written again")
+        self._failing = False
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def append_line(path: Path, line: bytes, old: Path | None = None) -> None:
+    """Append in one write; with `old`, the file is first renamed to it where it would grow past RING_BYTES.
+
+    The file is opened for each line: 128 nodes then hold no descriptors, and readers over NFS see a line once it is written.
+    """
+    descriptor = _open(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if old is not None and size and size + len(line) > RING_BYTES:
+            path.replace(old)
+            os.close(descriptor)
+            descriptor = _open(path)
+            size = 0
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line  # the disk was full in the middle of the line before
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+class Minute:
+    """Sums over the samples of one minute, kept instead of the samples: 128 nodes have thousands."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._began = 0.0
+        self._last: Mapping[str, Any] = {}
+        self._sums: dict[tuple[int | None, str], tuple[float, int]] = {}
+        self._hottest: dict[int, float] = {}
+        self._blocked = 0.0
+
+    def is_over(self, now: float) -> bool:
+        return self.count > 0 and not 0 <= now - self._began < HISTORY_S
+
+    def add(self, sample: Mapping[str, Any]) -> None:
+        if not self.count:
+            self._began = sample["time"]
+        self.count += 1
+        self._last = sample
+        self._blocked = max(self._blocked, sample["nvml_blocked_s"])
+        for name in _MEANS:
+            self._add(None, name, sample[name])
+        for gpu in sample["gpus"]:
+            for name in _GPU_MEANS:
+                self._add(gpu["index"], name, gpu[name])
+            if gpu["temperature"] is not None:
+                self._hottest[gpu["index"]] = max(self._hottest.get(gpu["index"], -1e9), gpu["temperature"])
+
+    def _add(self, gpu: int | None, name: str, value: float | None) -> None:
+        if value is not None:
+            total, count = self._sums.get((gpu, name), (0.0, 0))
+            self._sums[gpu, name] = (total + value, count + 1)
+
+    def mean(self) -> dict[str, Any]:
+        """A sample with the means; None where no sample had a value."""
+        last = self._last
+        gpus = [
+            {
+                **gpu,
+                **{name: self._mean(gpu["index"], name) for name in _GPU_MEANS},
+                "temperature": self._hottest.get(gpu["index"]),
+            }
+            for gpu in last["gpus"]
+        ]
+        means = {name: self._mean(None, name) for name in _MEANS}
+        return {
+            **last,
+            **means,
+            "gpus": gpus,
+            "period": HISTORY_S,
+            "nvml_blocked_s": self._blocked,
+            "slow": None,
+            "samples": self.count,
+        }
+
+    def _mean(self, gpu: int | None, name: str) -> float | None:
+        if (gpu, name) not in self._sums:
+            return None
+        total, count = self._sums[gpu, name]
+        value = total / count
+        return round(value) if abs(value) >= 1000 else round(value, 2)
