@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from core import __version__
+from core.encoding import use_terminal_encoding
 from core.errors import InputError, WizardError
 from core.exit_codes import ExitCode
 from core.language import LANGUAGES, choose_language, set_language
+from core.runs.default import default_runs_dir
 
 if TYPE_CHECKING:
     from core.plan import Plan
@@ -44,7 +46,8 @@ def main(argv: list[str] | None = None, screen: Face | None = None, prompts: Fac
     """
     parser = _build_parser()
     options = parser.parse_args(argv)
-    set_language(choose_language(options.lang))
+    use_terminal_encoding()
+    set_language(choose_language(options.lang, encoding=sys.stdout.encoding))
     options.print_help = parser.print_help
     call = {None: screen, "init": prompts}.get(options.verb) or getattr(options, "call", None)
     if call is None:
@@ -71,8 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llm-wizard {__version__}")
     parser.add_argument("--no-mouse", action="store_true", help="the terminal UI leaves the mouse to the terminal")
     parser.add_argument("--ascii", action="store_true", help="the terminal UI draws with ASCII characters only")
-    runs_dir = Path(os.environ.get("LLM_WIZARD_RUNS_DIR", "runs"))
-    _add_shared(parser, runs_dir=runs_dir, lang=None)
+    _add_shared(parser, runs_dir=default_runs_dir(), lang=None)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 
     def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
@@ -103,14 +105,21 @@ def _build_parser() -> argparse.ArgumentParser:
     resume.add_argument("--detach", action="store_true", help="return at once; the run goes on by itself")
 
     init = add("init", None, "answer questions line by line; the answers become a preset")
-    init.add_argument("preset", metavar="PRESET", nargs="?", default="quickstart", help="the preset to begin with")
+    init.add_argument("preset", metavar="PRESET", nargs="?", help="the preset to begin with; asked for when not given")
     init.add_argument("--output", metavar="FILE", type=Path, help="where to write it; asked for when not given")
+
+    _add_doctor_options(add("doctor", _doctor, "find what is wrong with the environment, and mend it"))
+
+    _add_diagnose_options(add("diagnose", _diagnose, "say why a run failed, from its logs"))
 
     presets = add("presets", _presets, "list, show or check presets")
     presets.add_argument("action", nargs="?", choices=("list", "show", "check"), default="list")
     presets.add_argument("names", nargs="*", metavar="NAME")
 
-    for verb in (run, plan, status, presets, resume):
+    monitor = add("monitor", _monitor, "show this machine's GPUs, load and processes, without a run")
+    monitor.add_argument("--once", action="store_true", help="print one block and end")
+
+    for verb in (run, plan, status, presets, resume, monitor):
         verb.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     for verb in verbs.choices.values():
         _add_shared(verb)
@@ -143,17 +152,15 @@ def _print_json(document: Any) -> None:
 
 
 def _make_plan(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
-    from core.facts import gather_facts
+    from core.facts import facts_for
     from core.plan import make_plan
     from core.preset_source import load_preset
     from core.runs.directory import RunDirectory, check_run_name
 
     loaded = load_preset(options.preset, options.set)
     run = RunDirectory(options.runs_dir.absolute() / check_run_name(options.name or loaded.name))
-    preset = loaded.preset
-    files = [*preset.corpus.files, *preset.tokenizer.files, *preset.finetune.files]
-    facts = gather_facts(options.runs_dir.absolute(), preset.cluster.python, files)
-    return make_plan(preset, loaded.name, facts, run, options.first, options.last), run
+    facts = facts_for(loaded.preset, options.runs_dir.absolute())
+    return make_plan(loaded.preset, loaded.name, facts, run, options.first, options.last), run
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -285,6 +292,30 @@ def _status(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def _add_doctor_options(verb: argparse.ArgumentParser) -> None:
+    from core.doctor.verb import add_arguments
+
+    add_arguments(verb)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from core.doctor.verb import doctor
+
+    return doctor(options)
+
+
+def _add_diagnose_options(verb: argparse.ArgumentParser) -> None:
+    from core.troubleshoot.verb import add_arguments
+
+    add_arguments(verb)
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from core.troubleshoot.verb import diagnose_verb
+
+    return diagnose_verb(options)
+
+
 def _logs(options: argparse.Namespace) -> int:
     from core.runs.log_view import print_log
     from core.runs.state import find_run
@@ -305,6 +336,15 @@ def _stop(options: argparse.Namespace) -> int:
     status = LineView(run).follow()
     print(summary(status))
     return ExitCode.DONE if status.state in ("stopped", "done") else ExitCode.FAILED
+
+
+def _monitor(options: argparse.Namespace) -> int:
+    from core.cluster.monitor import monitor
+
+    document = monitor(options.once, options.json)
+    if document is not None:
+        _print_json(document)
+    return ExitCode.DONE
 
 
 def _presets(options: argparse.Namespace) -> int:

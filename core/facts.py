@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+from core.errors import StageError
+
+if TYPE_CHECKING:
+    from core.preset import Preset
+
+GPU_TIMEOUT_S = 30.0
+"""Without persistence mode the driver of eight GPUs takes ten seconds to wake."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Facts:
     """Sizes of the preset's input files; a file that is missing is absent."""
 
 
-def gather_facts(runs_dir: Path, python: str | None, files: list[str]) -> Facts:
-    """Ask the machine. Never raises for a missing GPU, driver or file."""
+def gather_facts(runs_dir: Path, python: str | None, files: list[str], gpus: tuple[Gpu, ...] | None = None) -> Facts:
+    """Ask the machine. Never raises for a missing GPU, driver or file; StageError for a driver that does not answer."""
     existing = next(folder for folder in (runs_dir, *runs_dir.parents) if folder.exists())
     return Facts(
         python=python or sys.executable,
@@ -45,9 +55,32 @@ def gather_facts(runs_dir: Path, python: str | None, files: list[str]) -> Facts:
         memory=psutil.virtual_memory().total,
         disk_free=shutil.disk_usage(existing).free,
         path=os.environ.get("PATH", os.defpath),
-        gpus=find_gpus(),
+        gpus=find_gpus_in_time() if gpus is None else gpus,
         sizes={name: Path(name).stat().st_size for name in files if Path(name).is_file()},
     )
+
+
+def facts_for(preset: Preset, runs_dir: Path) -> Facts:
+    """What the plan of this preset needs to know of the machine; `runs_dir` is absolute."""
+    files = [*preset.corpus.files, *preset.tokenizer.files, *preset.finetune.files]
+    return gather_facts(runs_dir, preset.cluster.python, files)
+
+
+def find_gpus_in_time(seconds: float = GPU_TIMEOUT_S) -> tuple[Gpu, ...]:
+    """`find_gpus`; a stuck driver holds whoever asks it, for ever.
+
+    Raises:
+        StageError: the driver did not answer in time. No GPUs would be another answer, and plan for a CPU.
+    """
+    found: list[tuple[Gpu, ...]] = []
+    asking = threading.Thread(target=lambda: found.append(find_gpus()), daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if not found:
+        raise StageError(
+            f"the NVIDIA driver did not answer within {seconds:.0f} s", "llm-wizard doctor --only gpu,cuda"
+        )
+    return found[0]
 
 
 def find_gpus() -> tuple[Gpu, ...]:

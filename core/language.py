@@ -14,21 +14,30 @@ from pathlib import Path
 LANGUAGES = ("en", "ja")
 LOCALE = Path(__file__).parent / "locale"
 DOMAIN = "llm_wizard"
+_SAMPLE = {"ja": "日本語ワイド。"}
 
 _current: gettext.NullTranslations = gettext.NullTranslations()
 _name = "en"
 
 
-def choose_language(asked: str | None, environment: Mapping[str, str] | None = None) -> str:
-    """The language to use: the one asked for, else what LC_ALL, LC_MESSAGES or LANG name, else English."""
-    if asked:
-        return asked if asked in LANGUAGES else "en"
-    environment = os.environ if environment is None else environment
-    for variable in ("LC_ALL", "LC_MESSAGES", "LANG"):
-        value = environment.get(variable, "")
-        if value:
-            return "ja" if value.lower().startswith("ja") else "en"
-    return "en"
+def choose_language(
+    asked: str | None, environment: Mapping[str, str] | None = None, encoding: str | None = "utf-8"
+) -> str:
+    """The language to use: the one asked for, else what LC_ALL, LC_MESSAGES or LANG name, else English.
+
+    English too where `encoding`, that of the terminal, has no characters for the language: rows of ? help nobody.
+    """
+    name = asked or _named_language(os.environ if environment is None else environment)
+    try:
+        _SAMPLE.get(name, "").encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return "en"
+    return name if name in LANGUAGES else "en"
+
+
+def _named_language(environment: Mapping[str, str]) -> str:
+    value = next((environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)), "")
+    return value.lower()[:2]
 
 
 def set_language(name: str) -> None:

@@ -24,22 +24,24 @@ def _stage_text(number: int, stage: StagePlan) -> str:
     title = f"{number}. {BY_ID[stage.id].title} ({stage.id})"
     if stage.skip:
         return f"{title}\n   skipped: {stage.skip}"
-    rows = [("command", shlex.join(_near(word) for word in stage.argv))]
-    variables = [f"{name}={_near(value)}" for name, value in stage.env.items() if name not in HIDDEN_ENV]
+    rows = [("command", shlex.join(near(word) for word in stage.argv))]
+    variables = [f"{name}={near(value)}" for name, value in stage.env.items() if name not in HIDDEN_ENV]
     rows += [("environment", " ".join(variables)), ("on", ", ".join(stage.nodes))]
-    rows += [(f"reads {name}", ", ".join(map(_near, paths))) for name, paths in stage.inputs.items()]
-    rows += [(f"makes {name}", _near(path)) for name, path in stage.outputs.items()]
-    rows += _pretrain_rows(stage.derived) if stage.id == "pretrain" else _derived_rows(stage.derived)
+    rows += [(f"reads {name}", ", ".join(map(near, paths))) for name, paths in stage.inputs.items()]
+    rows += [(f"makes {name}", near(path)) for name, path in stage.outputs.items()]
+    rows += _pretrain_rows(stage.derived) if stage.id == "pretrain" else derived_rows(stage.derived)
     width = max(len(name) for name, _ in rows)
     return "\n".join([title, *(f"   {name:<{width}}  {value}" for name, value in rows)])
 
 
-def _near(path: str) -> str:
+def near(path: str) -> str:
+    """A path as it is typed from the current folder."""
     here = f"{Path.cwd()}{os.sep}"
     return path.removeprefix(here) if path != here else "."
 
 
-def _derived_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
+def derived_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of what a stage's plan says beside its command and files."""
     return [(name.replace("_", " ").removesuffix(" bytes"), _value(name, value)) for name, value in derived.items()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,52 @@ def find_preset(name: str) -> Path:
     raise InputError(f"there is no preset {name!r}{_did_you_mean(name, known)}", f"presets: {', '.join(known)}")
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a preset. `key` is the dotted key that it is about: a section where several keys do
+    not fit together, "" where it is the whole.
+    """
+
+    place: Place
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+@dataclass
+class RawPreset:
+    """A preset's values before they are checked, and the place of each; paths are absolute."""
+
+    values: dict[str, Any]
+    places: dict[KeyPath, Place]
+    source: str
+
+    def apply(self, option: str) -> None:
+        """Change one value by `key.path=value`. Raises InputError where that is not one, or not YAML."""
+        _apply_set(self.values, self.places, option)
+
+    def problems(self) -> list[Problem]:
+        """Everything that is wrong with the values; empty when `checked` gives a preset."""
+        try:
+            Preset.model_validate(self.values)
+        except pydantic.ValidationError as error:
+            return self._explain(error)
+        return []
+
+    def checked(self) -> Preset:
+        """The preset. Raises one InputError with a line for each problem."""
+        try:
+            return Preset.model_validate(self.values)
+        except pydantic.ValidationError as error:
+            raise InputError("\n".join(map(str, self._explain(error)))) from None
+
+    def _explain(self, error: pydantic.ValidationError) -> list[Problem]:
+        found = [_explain(problem, self.values, self.places, self.source) for problem in error.errors()]
+        return list(dict.fromkeys(found))
+
+
 def load_preset(name: str, sets: Iterable[str] = ()) -> LoadedPreset:
     """Load, change by `--set key.path=value`, and check.
 
@@ -56,26 +103,20 @@ def load_preset(name: str, sets: Iterable[str] = ()) -> LoadedPreset:
         InputError: every problem found, each with its place.
     """
     path = find_preset(name)
-    document = read_yaml_file(path)
-    if document.value is None:
-        raise InputError(f"{path}: the preset is empty")
-    if not isinstance(document.value, dict):
-        raise InputError(f"{path}:1:1: expected sections such as `model:`, found {_describe(document.value)}")
-    values: dict[str, Any] = document.value
-    places = dict(document.places)
-    _make_paths_absolute(Preset, values, path.absolute().parent)
+    raw = raw_preset(read_yaml_file(path), str(path), path.absolute().parent)
     for option in sets:
-        _apply_set(values, places, option)
-    return LoadedPreset(check_values(values, places, str(path)), path.stem, path)
+        raw.apply(option)
+    return LoadedPreset(raw.checked(), path.stem, path)
 
 
-def check_values(values: dict[str, Any], places: dict[KeyPath, Place], source: str) -> Preset:
-    """Validate; raises one InputError with a line for each problem."""
-    try:
-        return Preset.model_validate(values)
-    except pydantic.ValidationError as error:
-        problems = [_explain(problem, values, places, source) for problem in error.errors()]
-        raise InputError("\n".join(dict.fromkeys(problems))) from None
+def raw_preset(document: Document, source: str, folder: Path) -> RawPreset:
+    """The unchecked values of a document; relative paths start at `folder`. Raises InputError where there are no sections."""
+    if document.value is None:
+        raise InputError(f"{source}: the preset is empty")
+    if not isinstance(document.value, dict):
+        raise InputError(f"{source}:1:1: expected sections such as `model:`, found {_describe(document.value)}")
+    _make_paths_absolute(Preset, document.value, folder)
+    return RawPreset(document.value, dict(document.places), source)
 
 
 def _apply_set(values: dict[str, Any], places: dict[KeyPath, Place], option: str) -> None:
@@ -106,10 +147,58 @@ def _apply_set(values: dict[str, Any], places: dict[KeyPath, Place], option: str
 
 def _set_value(text: str, place: Place) -> Any:
     # A bare word is taken as it is (`### Human:` would be a comment in YAML); brackets and quotes are YAML.
-    if text[:1] in ("[", "{", '"', "'"):
+    if text[:1] in _YAML_STARTS:
         document: Document = read_yaml(text, str(place))
         return document.value
     return resolve_scalar(text, place)
+
+
+def set_text(value: Any) -> str:
+    """What stands behind `--set key=` for this value: the inverse of how it is read."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        bare = value and value[0] not in _YAML_STARTS and value == value.strip() and value.isprintable()
+        return value if bare and is_word(value) else _quoted(value)
+    return _flow(value)
+
+
+_YAML_STARTS = ("[", "{", '"', "'")
+_SAFE_IN_FLOW = re.compile(r"[\w./][\w./+@%-]*")
+
+
+def is_word(text: str) -> bool:
+    """Whether a plain scalar of these characters means the text itself: not a number, a truth value or nothing."""
+    try:
+        return isinstance(resolve_scalar(text, Place("", 0, 0)), str)
+    except InputError:
+        return False
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str):
+        return value if _SAFE_IN_FLOW.fullmatch(value) and is_word(value) else _quoted(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else repr(value)
+
+
+def _quoted(text: str) -> str:
+    """A YAML double-quoted scalar on one line."""
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return {"\n": "\\n", "\t": "\\t"}.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\U{code:08x}")
 
 
 def _make_paths_absolute(model: type[Section], values: Any, base: Path) -> None:
@@ -120,7 +209,7 @@ def _make_paths_absolute(model: type[Section], values: Any, base: Path) -> None:
         value = values.get(name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             _make_paths_absolute(field.annotation, value, base)
-        elif value and _is_path(field):
+        elif value and is_path(field):
             if isinstance(value, str):
                 values[name] = _absolute(value, base)
             elif isinstance(value, list):
@@ -132,7 +221,8 @@ def _absolute(text: str, base: Path) -> str:
     return str(base / Path(text).expanduser())
 
 
-def _is_path(field: FieldInfo) -> bool:
+def is_path(field: FieldInfo) -> bool:
+    """Whether a field holds a path or a list of paths."""
     if field.json_schema_extra == PATH_MARK:
         return True
     for argument in get_args(field.annotation):
@@ -143,26 +233,30 @@ def _is_path(field: FieldInfo) -> bool:
     return False
 
 
-def _explain(problem: Any, values: dict[str, Any], places: dict[KeyPath, Place], source: str) -> str:
-    """One line for one of pydantic's errors: place, key, what was found, what was expected."""
+def _explain(problem: Any, values: dict[str, Any], places: dict[KeyPath, Place], source: str) -> Problem:
+    """One of pydantic's errors: place, key, what was found, what was expected."""
     path = _known_path(problem["loc"], values)
     place = next((places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in places), Place(source, 0, 0))
     key = ".".join(str(part) for part in path)
+    return Problem(place, key, _explanation(problem, path, key))
+
+
+def _explanation(problem: Any, path: KeyPath, key: str) -> str:
     found = problem["input"]
     kind = problem["type"]
     context = problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{place}: unknown key {key!r}{_suggest_key(path)}"
+        return f"unknown key {key!r}{_suggest_key(path)}"
     if kind == "value_error":
         text = str(problem["msg"]).removeprefix("Value error, ")
-        return f"{place}: {key + ': ' if key else ''}{text}"
+        return f"{key + ': ' if key else ''}{text}"
     if kind == "literal_error":
-        return f"{place}: {key} is {_describe(found)}; expected {context['expected']}{_literal_hint(found, context)}"
+        return f"{key} is {_describe(found)}; expected {context['expected']}{_literal_hint(found, context)}"
     expected = _EXPECTED.get(kind)
     if expected is None:
         message = str(problem["msg"])
-        return f"{place}: {key} is {_describe(found)}; {message[:1].lower()}{message[1:]}"
-    return f"{place}: {key} is {_describe(found)}; expected {expected}{_type_hint(kind, key, found)}"
+        return f"{key} is {_describe(found)}; {message[:1].lower()}{message[1:]}"
+    return f"{key} is {_describe(found)}; expected {expected}{_type_hint(kind, key, found)}"
 
 
 _EXPECTED = {

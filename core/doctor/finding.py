@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from core.doctor.fix import Fix
 
 Status = Literal["pass", "warn", "fail", "skip", "unknown"]
 
 WORST_FIRST: tuple[Status, ...] = ("fail", "unknown", "warn", "pass", "skip")
-GLYPHS: dict[Status, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skip": "-", "unknown": "?"}
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,55 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Fix:
-    """What would mend it: `preview` is the exact commands, which the user types (nothing is run here)."""
+class Verdict:
+    """What a judge says. `unknown` means that it could not be observed, and is never a pass.
 
-    id: str
-    risk: Literal["safe", "rebuild", "destructive"]
-    preview: tuple[str, ...]
+    `stages` are the stages that it stands in the way of, where the judge knows better than its check.
+    """
 
-
-@dataclass(frozen=True)
-class Finding:
-    """The verdict of one check on one node. `unknown` means that it could not be observed, and is never a pass."""
-
-    id: str
-    node: str
     status: Status
     summary: str
     expected: str = ""
     found: str = ""
     why: str = ""
     fix: Fix | None = None
+    stages: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict of one check on one node; `node` is "all" where nodes were compared and are alike."""
+
+    id: str
+    node: str
+    group: str
+    verdict: Verdict = field(repr=False)
+
+    @property
+    def status(self) -> Status:
+        return self.verdict.status
+
+    @property
+    def summary(self) -> str:
+        return self.verdict.summary
+
+    @property
+    def fix(self) -> Fix | None:
+        return self.verdict.fix
+
+    def document(self) -> dict[str, Any]:
+        """One entry of `findings` in `doctor --json`."""
+        verdict = self.verdict
+        return {
+            "id": self.id,
+            "node": self.node,
+            "status": verdict.status,
+            "summary": verdict.summary,
+            "expected": verdict.expected,
+            "found": verdict.found,
+            "why": verdict.why,
+            "fix": verdict.fix.document() if verdict.fix else None,
+        }
 
 
 def overall(findings: Iterable[Finding]) -> Status:
@@ -55,14 +85,8 @@ def overall(findings: Iterable[Finding]) -> Status:
 def report(findings: Iterable[Finding]) -> dict[str, Any]:
     """The document of `doctor --json`."""
     findings = list(findings)
-    return {"schema_version": 1, "status": overall(findings), "findings": [asdict(finding) for finding in findings]}
-
-
-def text(finding: Finding) -> str:
-    """One line where all is well; found, expected, why and what to type below it where not."""
-    lines = [f"{GLYPHS[finding.status]} {finding.status:<7} {finding.id:<20} {finding.summary}"]
-    if finding.status in ("warn", "fail", "unknown"):
-        parts = {"found": finding.found, "expected": finding.expected, "why": finding.why}
-        lines += [f"    {name}: {value}" for name, value in parts.items() if value]
-        lines += [f"    type: {command}" for command in (finding.fix.preview if finding.fix else ())]
-    return "\n".join(lines)
+    return {
+        "schema_version": 1,
+        "status": overall(findings),
+        "findings": [finding.document() for finding in findings],
+    }

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-PYTHON = (3, 10)
-"""The oldest Python that the stages' own code runs under."""
-
-MINIMUM = {
-    "accelerate": "1.10",
-    "datasets": "4.0",
-    "deepspeed": "0.18",
-    "huggingface_hub": "1.0",
-    "orjson": "3.10",
-    "peft": "0.17",
-    "psutil": "6.0",
-    "pyarrow": "17",
-    "pydantic": "2.11",
-    "sentencepiece": "0.2.3",
-    "torch": "2.6",
-    "transformers": "5.0",
-    "trl": "1.0",
-    "wandb": "0.20",
-    "zstandard": "0.23",
-}
-"""The oldest version that is used of each package: those of pyproject.toml (a test compares the two)."""
+from core.doctor.profiles import MODERN, ORIGINAL, Profile
 
 EVERY_STAGE = ("orjson", "psutil", "pydantic")
 OF_STAGE: dict[str, tuple[str, ...]] = {
@@ -39,6 +20,24 @@ OF_STAGE: dict[str, tuple[str, ...]] = {
     "upload-finetuned": ("torch", "transformers", "huggingface_hub"),
 }
 TRAINING = ("pretrain", "finetune")
+ORIGINAL_STAGES: dict[str, tuple[str, ...]] = {
+    "apex": ("pretrain",),
+    "flash-attn": ("pretrain",),
+    "pybind11": ("pretrain",),
+    "einops": ("pretrain",),
+    "nltk": ("data", "pretrain"),
+    "sentencepiece": ("tokenizer", "data", "pretrain", "convert"),
+    "transformers": ("convert", "upload-pretrained", "finetune", "upload-finetuned"),
+    "tokenizers": ("convert", "upload-pretrained", "finetune", "upload-finetuned"),
+    "huggingface-hub": ("upload-pretrained", "upload-finetuned"),
+    "trl": ("finetune",),
+    "peft": ("finetune",),
+    "datasets": ("finetune",),
+    "accelerate": ("finetune",),
+    "bitsandbytes": ("finetune",),
+    "scipy": ("finetune",),
+}
+"""Which stages of the original pipeline use a package; those that train where it is not listed."""
 OWN_FILES = 4096
 """Open files that a training process with its libraries, data and logs can come to."""
 
@@ -47,6 +46,9 @@ OWN_FILES = 4096
 class Needs:
     """`packages` maps a package to the stages that import it; sizes are bytes."""
 
+    profile: Profile = MODERN
+    stages: tuple[str, ...] = ()
+    """The stages that will run."""
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     python: str = "python"
     """The training Python."""
@@ -61,10 +63,43 @@ class Needs:
     memory: int = 0
     """Main memory for the training processes; 0 where GPUs hold the model."""
     disk: int = 0
+    folder: str = "."
+    """Where runs are kept."""
+    wandb: bool = False
+    """Whether training logs to Weights & Biases over the network."""
+    hub: bool = False
+    """Whether a stage uploads."""
+    launcher: str = "local"
+    """local, ssh, slurm or deepspeed."""
+    nodes: tuple[str, ...] = ()
+    """The nodes by name; empty for this machine alone."""
+    slots: Mapping[str, int] = field(default_factory=dict)
+    """GPUs of each node as the hostfile states them."""
+    root: str = ""
+    """The original profile's folder, which holds Megatron-DeepSpeed, apex and llm-jp-sft."""
 
     @property
     def torch(self) -> bool:
         return "torch" in self.packages
+
+    @property
+    def original(self) -> bool:
+        """Whether the environment is the original pipeline's."""
+        return self.profile.name == "original"
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        return tuple(stage for stage in self.stages if stage in TRAINING)
+
+    @property
+    def megatron(self) -> str:
+        """The Megatron-DeepSpeed checkout; empty where the plan uses none."""
+        return f"{self.root}/Megatron-DeepSpeed" if self.root else ""
+
+    @property
+    def prefix(self) -> str:
+        """The folder of the training environment."""
+        return str(Path(self.python).parent.parent)
 
 
 def needs_of(plan: Mapping[str, Any]) -> Needs:
@@ -82,6 +117,7 @@ def needs_of(plan: Mapping[str, Any]) -> Needs:
     compiles = "pretrain" in training and training["pretrain"] in on_gpu and preset["pretrain"]["compile"] != "off"
     pretrain = training.get("pretrain", {})
     return Needs(
+        stages=tuple(stage_id for stage_id in running if stage_id != "environment"),
         packages={name: tuple(stages) for name, stages in packages.items()},
         python=next(stage["derived"]["python"] for stage in plan["stages"] if stage["id"] == "environment"),
         gpus=max((int(derived["processes"]) for derived in on_gpu), default=0),
@@ -92,6 +128,37 @@ def needs_of(plan: Mapping[str, Any]) -> Needs:
         shared_memory=1 << 30 if processes > 1 else 0,
         memory=0 if on_gpu else int(pretrain.get("memory_total", 0)) * processes,
         disk=int(pretrain.get("disk_needed", 0)),
+        wandb=bool(training) and preset["wandb"]["mode"] == "online",
+        hub=any(preset[name.replace("-", "_")]["to"] == "hub" for name in running if name.startswith("upload-")),
+        launcher=str(preset["cluster"].get("launcher") or "local"),
+    )
+
+
+def needs_for(plan: Mapping[str, Any], profile: str | None = None) -> Needs:
+    """The needs of a plan.json document under a profile: the one asked for, else the original's for its own backend."""
+    preset = plan["preset"]
+    needs = needs_of(plan)
+    if (profile or ("original" if preset["pretrain"]["backend"] == "megatron" else "modern")) == "modern":
+        return needs
+    return original_needs(needs, str(Path.home()), preset["cluster"]["python"])
+
+
+def original_needs(needs: Needs, home: str, python: str | None) -> Needs:
+    """The needs of the original pipeline, where its README puts things, on what the plan says of stages, sizes and nodes.
+
+    `python` is the training Python where it is not the README's.
+    """
+    users = {name: ORIGINAL_STAGES.get(name, TRAINING) for name in ORIGINAL.requires}
+    packages = {name: tuple(stage for stage in stages if stage in needs.stages) for name, stages in users.items()}
+    return replace(
+        needs,
+        profile=ORIGINAL,
+        packages={name: stages for name, stages in packages.items() if stages},
+        python=python or f"{home}/miniconda3/envs/.venv_train/bin/python",
+        builds_kernels=True,
+        open_files=65536,
+        shared_memory=1 << 30,
+        root=f"{home}/ucllm_nedo_dev/train",
     )
 
 

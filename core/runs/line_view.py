@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from core.language import tr
 from core.quantities import count, duration
 from core.runs.directory import RunDirectory
 from core.runs.state import ENDED, Status, read_status, tail_records
@@ -158,6 +159,10 @@ def summary(status: Status) -> str:
             if evidence:
                 lines.append(f"  {evidence['file']}:{evidence['line']}")
                 lines += [f"  -> {evidence['hint']}"] if evidence["hint"] else []
+            verdict = stage.get("verdict") or {}
+            if verdict.get("cause"):
+                lines.append(tr("  cause ({verdict}): {cause}", verdict=verdict["id"], cause=tr(verdict["cause"])))
+                lines.append(tr("  what to do: {fix}", fix=tr(verdict["fix"])))
         lines += [f"run {name} failed: {document['error']}"] if document.get("error") else []
         lines.append(f"  nothing is lost: `llm-wizard resume {name}` goes on from here")
     elif status.state == "stopped":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from core.files import write_json
+from typing import Any
+
+import orjson
+
+from core.files import read_json, write_json
 from core.runs.directory import RunDirectory
 
 STOP = "stop"
@@ -10,18 +14,33 @@ CHECKPOINT = "checkpoint"
 
 
 def ask(run: RunDirectory, request: str) -> None:
-    """Leave a request; asking twice is asking once."""
+    """Leave a request; asking twice is asking once, and the first who asked is named."""
     import getpass
+    import os
     import time
 
+    if pending(run, request) is not None:
+        return
     run.requests.mkdir(mode=0o700, exist_ok=True)
-    write_json(run.requests / request, {"by": getpass.getuser(), "time": time.time()})
+    who = f"{getpass.getuser()}@{os.uname().nodename}"
+    write_json(run.requests / request, {"by": who, "time": time.time()})
 
 
-def take(run: RunDirectory, request: str) -> bool:
-    """Whether the request was left; it is removed, so exactly one taker sees it."""
+def pending(run: RunDirectory, request: str) -> dict[str, Any] | None:
+    """Who asked and when: {"by", "time"}; None when nobody did or the request has been taken."""
+    try:
+        return dict(read_json(run.requests / request))
+    except FileNotFoundError:
+        return None
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        return {"by": "?", "time": 0.0}  # left by hand: a request all the same
+
+
+def take(run: RunDirectory, request: str) -> dict[str, Any] | None:
+    """The request if it was left, as `pending` gives it; it is removed, so exactly one taker sees it."""
+    asked = pending(run, request)
     try:
         (run.requests / request).unlink()
     except FileNotFoundError:
-        return False
-    return True
+        return None
+    return asked or {"by": "?", "time": 0.0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,16 @@ def find_run(name: str, runs_dir: Path) -> RunDirectory:
 
 
 def list_runs(runs_dir: Path) -> list[RunDirectory]:
-    """The runs in a folder, the newest first."""
-    if not runs_dir.is_dir():
-        return []
-    runs = [RunDirectory(path.absolute()) for path in runs_dir.iterdir() if (path / "plan.json").is_file()]
-    return sorted(runs, key=lambda run: run.plan.stat().st_mtime, reverse=True)
+    """The runs in a folder, the newest first; what may not be looked into is left out, as another user's may be."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in runs_dir.iterdir():
+            run = RunDirectory(path.absolute())
+            with contextlib.suppress(OSError):
+                status = run.plan.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found.append((status.st_mtime, run))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def read_status(run: RunDirectory) -> Status:
@@ -88,5 +95,10 @@ def tail_records(path: Path, limit: int = 1 << 16) -> list[dict[str, Any]]:
             data = file.read()
     except FileNotFoundError:
         return []
-    lines = data.split(b"\n")[1 if start else 0 : -1]
-    return [orjson.loads(line) for line in lines if line]
+    records = []
+    for line in data.split(b"\n")[1 if start else 0 : -1]:
+        with contextlib.suppress(orjson.JSONDecodeError):  # half a line that a full disk left
+            record = orjson.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.cluster.collector import collector_of
+from core.doctor.needs import TRAINING
 from core.exit_codes import ExitCode
 from core.files import read_json, write_json
 from core.runs import requests
@@ -26,6 +28,8 @@ from core.runs.lock import LockTaken, sign_lock, take_lock
 from core.runs.masking import secret_names
 from core.runs.process import StageProcess, kill_run_processes, write_if_possible
 from core.stages.base import append_event
+from core.troubleshoot.failed_stage import verdict_of
+from core.troubleshoot.watch import Watch
 
 STOP_GRACE_S = 90.0
 """Time a stage gets to save its work after SIGTERM; `LLM_WIZARD_STOP_GRACE` (seconds) changes it."""
@@ -40,8 +44,11 @@ class Supervisor:
         self.stages: list[dict[str, Any]] = self.plan["stages"]
         self.fingerprints: dict[str, str] = {}
         self.stop_asked = False
+        self.stop_by: str | None = None
+        """Who asked; None for a signal."""
         self.grace = float(os.environ.get("LLM_WIZARD_STOP_GRACE", STOP_GRACE_S))
         self.state = self._first_state()
+        self.collector = collector_of(run, lambda text: self.event("warning", text=text))
 
     def _first_state(self) -> dict[str, Any]:
         try:
@@ -81,6 +88,7 @@ class Supervisor:
 
     def carry_out(self) -> int:
         """Run all stages; returns the run's exit code."""
+        self.collector.start()
         left_over = kill_run_processes(self.run.root, grace=self.grace)
         if left_over:
             self.event("warning", text=f"{left_over} processes of an earlier supervisor were ended first")
@@ -95,6 +103,7 @@ class Supervisor:
         return self._end("done", ExitCode.DONE)
 
     def _end(self, state: str, code: int) -> int:
+        self.collector.stop()  # before the end is told: whoever then resumes must not meet our agents
         self.state |= {"state": state, "ended": time.time(), "exit_code": int(code)}
         self.event("run-ended", state=state, exit_code=int(code))
         self.save()
@@ -149,18 +158,31 @@ class Supervisor:
                 write_if_possible(log, words.encode())
                 return ExitCode.FAILED, log_start
             asked_at: float | None = None
+            watch = Watch(self.run.metrics(stage["id"]), self.run.checkpoints, time.monotonic())
             while (code := process.pump(0.2)) is None:
-                if requests.take(self.run, requests.STOP):
-                    self.stop_asked = True
+                if stage["id"] in TRAINING:
+                    with contextlib.suppress(Exception):  # whatever a guard trips over, the run goes on
+                        self._look(stage["id"], watch, process.pid)
+                if asked := requests.take(self.run, requests.STOP):
+                    self.stop_asked, self.stop_by = True, asked.get("by")
                 if self.stop_asked and asked_at is None:
                     asked_at = time.monotonic()
-                    self.event("stop-requested", stage=stage["id"])
+                    self.event("stop-requested", stage=stage["id"], by=self.stop_by, grace=self.grace)
                     process.terminate()
                 if asked_at is not None and time.monotonic() - asked_at > self.grace:
                     self.event("warning", text=f"{stage['id']} did not stop within {self.grace:.0f} s and was killed")
                     process.kill_all()
             process.kill_all()  # a rank or loader that outlived the stage's own process
             return code, log_start
+
+    def _look(self, stage_id: str, watch: Watch, pid: int) -> None:
+        entry = self.state["stages"][stage_id]
+        for trouble in watch.look(time.monotonic(), pid):
+            self.event("warning", stage=stage_id, verdict=trouble.verdict, text=trouble.text)
+        health = [{"id": trouble.verdict, "text": trouble.text} for trouble in watch.troubles]
+        if health != entry.get("health", []):
+            entry["health"] = health
+            self.save()
 
     def _environment(self, stage: Mapping[str, Any]) -> dict[str, str]:
         allowed = set(stage.get("secrets", []))
@@ -191,6 +213,9 @@ class Supervisor:
         entry |= {"state": "failed", "error": why, "evidence": evidence, "process_exit_code": code}
         entry["exit_code"] = int(ExitCode.USAGE if code == ExitCode.USAGE else ExitCode.FAILED)
         self.event("stage-failed", stage=stage_id, error=why)
+        if verdict := verdict_of(self.run.log(stage_id), log_start, code):
+            entry["verdict"] = verdict
+            self.event("verdict", stage=stage_id, id=verdict["id"], text=verdict["text"])
 
     def _read_result(self, stage_id: str) -> dict[str, Any] | None:
         try:

@@ -94,6 +94,8 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         derived={
             "processes": processes,
             "device": "cpu" if on_cpu else "cuda",
+            "micro_batch": section.micro_batch,
+            "gradient_accumulation": section.gradient_accumulation,
             "global_batch": section.micro_batch * section.gradient_accumulation * processes,
             "method": "LoRA" if section.lora else "full",
             "engine": "PyTorch" if processes == 1 or not section.zero else f"DeepSpeed ZeRO-{section.zero}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from core.model import ModelShape
@@ -53,6 +54,7 @@ class WandbTracker:
             config=dict(config),
             settings=wandb.Settings(console="off", disable_git=True, save_code=False),
         )
+        context.event("wandb", url=self._run.url, folder=str(Path(self._run.dir).parent))
 
     def log(self, record: Mapping[str, Any]) -> None:
         values = {name: value for name, value in record.items() if value is not None and name not in ("time", "step")}

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import MakeRun, RunStage
-from core.doctor.environment import PROBE, parse_lines
 from core.doctor.needs import needs_of
 from core.files import read_json
 from core.runs.directory import RunDirectory
@@ -21,8 +18,6 @@ SMALL = {"model": {"layers": 2, "hidden_size": 64, "heads": 2, "sequence_length"
 BROKEN = {
     "raises": "raise ImportError('libtorch_cuda.so: undefined symbol: ncclCommInit')",
     "hangs": "import time; time.sleep(1000)",
-    "crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
-    "exits": "raise SystemExit(3)",
 }
 
 
@@ -36,7 +31,7 @@ def broken_torch(tmp_path: Path, run: RunDirectory, code: str) -> dict[str, str]
     package = tmp_path / "broken" / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(code)
-    return {"PYTHONPATH": f"{package.parent}{os.pathsep}{run.code}", "LLM_WIZARD_PROBE_TIMEOUT": "5"}
+    return {"PYTHONPATH": f"{package.parent}{os.pathsep}{run.code}", "LLM_WIZARD_PROBE_TIMEOUT": "3"}
 
 
 def findings(run: RunDirectory) -> dict[str, dict[str, Any]]:
@@ -69,8 +64,7 @@ def test_a_broken_torch_is_found_and_every_other_check_is_still_made(
         return
     assert (torch["status"], done.returncode) == ("fail", 2)
     assert "error: cuda.torch_sees_gpu: torch does not import" in done.stdout
-    expected = {"raises": "undefined symbol: ncclCommInit", "crashes": "killed by signal 11", "exits": "SystemExit: 3"}
-    assert expected[how] in torch["found"]
+    assert "undefined symbol: ncclCommInit" in torch["found"]
     assert "Traceback" not in done.stdout
 
 
@@ -107,7 +101,11 @@ def test_a_training_python_that_does_not_run_is_named(
     failed = run_stage(run, "environment")
     assert failed.returncode == 2
     assert f"error: python.env: {python} does not run" in failed.stdout
-    assert {finding["status"] for finding in findings(run).values()} == {"fail", "unknown"}
+    found = findings(run)
+    # What concerns the machine is looked at all the same.
+    assert {found[name]["status"] for name in ("limits", "fs.space", "build.ninja")} == {"pass"}
+    assert {found[name]["status"] for name in ("python.pins", "cuda.torch_sees_gpu")} == {"unknown"}
+    assert "does not run" in found["python.pins"]["found"]
 
 
 def test_what_is_skipped_needs_nothing(make_run: MakeRun) -> None:
@@ -127,33 +125,3 @@ def test_several_processes_need_deepspeed_its_compiler_and_shared_memory(make_ru
     assert "wandb" in needs.packages
     assert needs.builds_kernels
     assert (needs.processes, needs.shared_memory) == (2, 1 << 30)
-
-
-def test_the_probe_runs_under_the_oldest_python_there_is(tmp_path: Path) -> None:
-    """Python 3.8 where pyenv has one; else this one. Nothing but the standard library is on its path."""
-    olds = sorted(Path("~/.pyenv/versions").expanduser().glob("3.[89].*/bin/python"))
-    python = str(olds[0]) if olds else sys.executable
-    wanted = json.dumps({"packages": ["pip", "no-such-package"], "folder": str(tmp_path), "torch": True, "timeout": 60})
-    done = subprocess.run([python, "-", wanted], input=PROBE.read_text(), capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    seen = parse_lines(done.stdout, "n")
-    assert len(seen) == 9
-    assert all(observation.error == "" for observation in seen.values()), seen
-    assert seen["python.pins"].value == {
-        "versions": {"pip": seen["python.pins"].value["versions"]["pip"], "no-such-package": None}
-    }
-
-
-def test_other_output_among_the_probes_lines_is_passed_over() -> None:
-    lines = [
-        "Welcome to the cluster!",
-        '{"id": "limits", "value": {"cores": 2}}',
-        "[1, 2]",
-        '{"id": 5}',
-        '{"id": "x"}',
-        "{",
-    ]
-    seen = parse_lines("\n".join(lines), "n")
-    assert set(seen) == {"limits", "x"}
-    assert seen["x"].error == "unreadable"

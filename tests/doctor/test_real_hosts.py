@@ -1,0 +1,151 @@
+"""Three real hosts over the real ssh: network namespaces with a name, an address and an sshd of their own.
+
+Needs root, iproute2 and openssh-server (`RUNLEVEL=1 apt-get install openssh-server` starts none); skipped without them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEAD = "lwdoctor0"
+NODES = ("lwdoctor1", "lwdoctor2", "lwdoctor3")
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+IP = shutil.which("ip") or "/usr/sbin/ip"
+
+
+def sh(*argv: str, check: bool = True) -> str:
+    done = subprocess.run(argv, check=check, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder with the hosts' files; a command runs on the head by `ip netns exec lwdoctor0`."""
+    if os.getuid() != 0 or not Path(SSHD).exists() or not Path(IP).exists():
+        pytest.skip("needs root, ip and sshd")
+    folder = tmp_path_factory.mktemp("hosts")
+    folder.chmod(0o755)
+    for key in ("id", "hostkey"):
+        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
+    addresses = {HEAD: "10.78.0.1"} | {node: f"10.78.0.1{number}" for number, node in enumerate(NODES, 1)}
+    names = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
+    known = " ".join((folder / "hostkey.pub").read_text().split()[:2])
+    (folder / "known_hosts").write_text("".join(f"{node},{addresses[node]} {known}\n" for node in NODES))
+    client = f"IdentityFile {folder}/id\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\nLogLevel ERROR\n"
+    server = (
+        f"Port 22\nHostKey {folder}/hostkey\nAuthorizedKeysFile {folder}/id.pub\nPermitRootLogin prohibit-password\n"
+        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile none\n"
+    )
+    (folder / "sshd_config").write_text(server)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    servers: list[subprocess.Popen[bytes]] = []
+    try:
+        for name in (HEAD, *NODES):
+            sh(IP, "netns", "add", name)
+            sh(IP, "-n", name, "link", "set", "lo", "up")
+            private = Path("/etc/netns") / name
+            (private / "ssh").mkdir(parents=True)
+            (private / "hosts").write_text(names)
+            (private / "ssh" / "ssh_config").write_text(client)
+        sh(IP, "-n", HEAD, "link", "add", "br0", "type", "bridge")
+        sh(IP, "-n", HEAD, "addr", "add", f"{addresses[HEAD]}/24", "dev", "br0")
+        sh(IP, "-n", HEAD, "link", "set", "br0", "up")
+        for number, node in enumerate(NODES, 1):
+            sh(IP, "-n", HEAD, "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", node)
+            sh(IP, "-n", HEAD, "link", "set", f"v{number}", "master", "br0")
+            sh(IP, "-n", HEAD, "link", "set", f"v{number}", "up")
+            sh(IP, "-n", node, "addr", "add", f"{addresses[node]}/24", "dev", "eth0")
+            sh(IP, "-n", node, "link", "set", "eth0", "up")
+            script = f"hostname {node}; exec {SSHD} -D -e -f {folder}/sshd_config"
+            start = [IP, "netns", "exec", node, "unshare", "--uts", "sh", "-c", script]
+            servers.append(
+                subprocess.Popen(start, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+            )
+        for node in NODES:
+            for _ in range(50):
+                if (
+                    subprocess.run([IP, "netns", "exec", HEAD, "ssh", node, "true"], capture_output=True).returncode
+                    == 0
+                ):
+                    break
+                time.sleep(0.1)
+        yield folder
+    finally:
+        for name in (HEAD, *NODES):
+            for pid in sh(IP, "netns", "pids", name, check=False).split():
+                os.kill(int(pid), signal.SIGKILL)
+        for one in servers:
+            one.wait()
+        for name in (HEAD, *NODES):
+            sh(IP, "netns", "del", name, check=False)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+
+
+def doctor(folder: Path, *argv: str, **env: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The findings by check and node, of the verb run on the head."""
+    runs = folder / "runs"
+    runs.mkdir(exist_ok=True)
+    nodes = ("--nodes", f"{NODES[0][:-1]}[1-3]", "--runs-dir", str(runs), "--json")
+    done = subprocess.run(
+        [IP, "netns", "exec", HEAD, sys.executable, "-m", "core.cli", "doctor", *nodes, *argv],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return {(finding["id"], finding["node"]): finding for finding in json.loads(done.stdout)["findings"]}
+
+
+def dot_ssh() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path("~/.ssh").expanduser().rglob("*") if path.is_file()}
+
+
+def test_three_healthy_hosts_pass_and_find_each_other(hosts: Path) -> None:
+    before = dot_ssh()
+    found = doctor(hosts, "--only", "ssh,network,fs.shared,fs.space,limits,python.env,net.gloo")
+    bad = {key: finding for key, finding in found.items() if finding["status"] not in ("pass", "skip")}
+    assert not bad
+    for check in ("ssh.same_host", "net.hostname", "fs.shared", "clock.skew", "fleet.equal", "net.gloo"):
+        assert found[check, "all"]["status"] == "pass", found[check, "all"]
+    for node in NODES:
+        assert found["ssh.batch", node]["status"] == "pass"
+        assert found["net.port", node]["summary"] == "the head is reached"
+        assert found["net.iface", node]["summary"] == "by eth0"
+    assert dot_ssh() == before
+
+
+def test_a_host_that_is_gone_and_one_whose_key_changed_leave_the_third(hosts: Path) -> None:
+    before = dot_ssh()
+    known = (hosts / "known_hosts").read_text()
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(hosts / "other"))
+    other = " ".join((hosts / "other.pub").read_text().split()[:2])
+    lines = [line for line in known.splitlines() if not line.startswith(NODES[2])]
+    (hosts / "known_hosts").write_text("\n".join([*lines, f"{NODES[2]},10.78.0.13 {other}"]) + "\n")
+    sh(IP, "-n", HEAD, "link", "set", "v2", "down")
+    try:
+        found = doctor(hosts, "--only", "ssh,limits,net.hostname")
+    finally:
+        sh(IP, "-n", HEAD, "link", "set", "v2", "up")
+        (hosts / "known_hosts").write_text(known)
+    assert found["ssh.batch", NODES[0]]["status"] == "pass"
+    assert found["limits", NODES[0]]["status"] in ("pass", "warn")
+    gone = found["ssh.batch", NODES[1]]
+    assert gone["status"] in ("fail", "unknown")
+    assert "timed out" in gone["found"] or "No route" in gone["found"] or "no answer" in gone["found"]
+    assert found["limits", NODES[1]]["status"] == "unknown"
+    changed = found["ssh.batch", NODES[2]]
+    assert (changed["status"], changed["summary"]) == ("fail", "the host key has changed")
+    assert not any("keygen -R" in line for line in changed["fix"]["preview"])
+    assert dot_ssh() == before
