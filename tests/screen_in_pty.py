@@ -13,6 +13,7 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 _SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()=>][0-9A-Z]?")
@@ -20,10 +21,21 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 class ScreenInPty:
-    """One process with the terminal to itself; `environment` is added to the test's own."""
+    """One process with the terminal to itself; `environment` is added to the test's own, None takes a variable away.
 
-    def __init__(self, *argv: str, cwd: Path, columns: int = 80, rows: int = 24, **environment: str) -> None:
-        variables = {
+    `redirected` puts a file in the place of a descriptor: {2: path} is the shell's `2>path`.
+    """
+
+    def __init__(
+        self,
+        *argv: str,
+        cwd: Path,
+        columns: int = 80,
+        rows: int = 24,
+        redirected: Mapping[int, Path] | None = None,
+        **environment: str | None,
+    ) -> None:
+        wanted = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
             "TERM": "xterm-256color",
@@ -31,11 +43,14 @@ class ScreenInPty:
             "LC_ALL": "C.UTF-8",
             **environment,
         }
+        variables = {name: value for name, value in wanted.items() if value is not None}
         self.output = b""
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             os.chdir(cwd)
+            for descriptor, path in (redirected or {}).items():
+                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
             os.execve(sys.executable, [sys.executable, "-m", "tui.main", *argv], variables)
 
     def read(self, seconds: float = 0.1) -> bool:

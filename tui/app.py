@@ -5,23 +5,30 @@ Screens are imported when they are first shown: the first frame must not wait fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette, Provider
+from textual.filter import LineFilter
 from textual.screen import Screen
 
-from core.language import tr_later
+from core.language import tr, tr_later
 from core.runs.directory import RunDirectory
+from core.text.plain import plain
+from tui.ascii_lines import AsciiLines
+from tui.line_breaks import use_line_breaks
 from tui.status_marks import ascii_only
-from tui.widgets.mode_bar import MODES
+from tui.widgets.mode_bar import MODES as MODE_TITLES
 
 if TYPE_CHECKING:
     from tui.draft import Draft
 
 STYLES = Path(__file__).parent / "styles"
+_QUIT = tr_later("Leave; runs go on.")
+_SUSPEND = tr_later("Back to the shell; `fg` returns here.")
 
 
 def _home() -> Screen[Any]:
@@ -60,6 +67,12 @@ def _troubleshoot() -> Screen[Any]:
     return TroubleshootScreen()
 
 
+def _commands() -> type[Provider]:
+    from tui.commands import WizardCommands
+
+    return WizardCommands
+
+
 class WizardApp(App[int]):
     """llm-wizard's screens. Leaving it never touches a run."""
 
@@ -74,29 +87,43 @@ class WizardApp(App[int]):
         "troubleshoot": _troubleshoot,
     }
     DEFAULT_MODE = "home"
+    COMMANDS: ClassVar = {_commands}
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (110, "-wide")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (34, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+q", "quit", tr_later("Quit"), show=False, priority=True),
-        Binding("ctrl+c", "interrupted", tr_later("Quit"), show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", tr_later("Suspend"), show=False),
-        Binding("question_mark", "toggle_help_panel", tr_later("Help"), key_display="?"),
+        Binding("question_mark", "show_keys", tr_later("Help"), key_display="?", tooltip=tr_later("Show these keys.")),
+        Binding(
+            "ctrl+p",
+            "command_palette",
+            tr_later("Commands"),
+            show=False,
+            priority=True,
+            tooltip=tr_later("Find a command by a word of its name: presets, runs, modes, what this screen can do."),
+        ),
+        Binding("ctrl+z", "suspend_process", tr_later("Suspend"), show=False, tooltip=_SUSPEND),
+        Binding("ctrl+q", "quit", tr_later("Quit"), show=False, priority=True, tooltip=_QUIT),
+        Binding("ctrl+c", "interrupted", tr_later("Quit"), show=False, priority=True, tooltip=_QUIT),
         *(
             Binding(f"{number},f{number}", f"open_mode('{mode}')", title, show=False)
-            for number, (mode, title) in enumerate(MODES.items(), 1)
+            for number, (mode, title) in enumerate(MODE_TITLES.items(), 1)
         ),
     ]
 
     def __init__(self, runs_dir: Path) -> None:
+        use_line_breaks()
         super().__init__()
         self.runs_dir = runs_dir.absolute()
         self.draft: Draft | None = None
         """The preset that Setup edits and Plan shows."""
         self.watched: RunDirectory | None = None
         """The run that the Run mode shows."""
+        self._ascii = [AsciiLines()] if ascii_only() else []
 
     def on_mount(self) -> None:
         self.set_class(ascii_only(), "-ascii")
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), *self._ascii]
 
     def action_open_mode(self, mode: str) -> None:
         self.switch_mode(mode)
@@ -105,11 +132,14 @@ class WizardApp(App[int]):
         """Ctrl-C leaves the screen, as in every other program; runs go on."""
         self.exit(130)
 
-    def action_toggle_help_panel(self) -> None:
-        if self.screen.query("HelpPanel"):
-            self.action_hide_help_panel()
-        else:
-            self.action_show_help_panel()
+    def action_show_keys(self) -> None:
+        from tui.screens.keys import KeysDialog
+
+        self.push_screen(KeysDialog(self.screen))
+
+    def action_command_palette(self) -> None:
+        if not CommandPalette.is_open(self):
+            self.push_screen(CommandPalette(id="--command-palette", placeholder=tr("Type a word of a command")))
 
     def open_run(self, run: RunDirectory) -> None:
         """Show a run in the Run mode."""
@@ -117,9 +147,32 @@ class WizardApp(App[int]):
         self.switch_mode("run")
 
     def open_draft(self, draft: Draft, mode: str = "setup") -> None:
-        """Edit a preset in Setup, or review it in Plan."""
-        self.draft = draft
-        self.switch_mode(mode)
+        """Edit a preset in Setup, or review it in Plan; changes that would be lost by it are asked about first."""
+        before = self.draft
+        if before is None or before is draft or not before.changes:
+            self.draft = draft
+            self.switch_mode(mode)
+            return
+
+        def answered(throw_away: bool | None) -> None:
+            self.draft = draft if throw_away else before
+            self.switch_mode(mode)
+
+        from tui.screens.confirm import ConfirmDialog
+
+        name, keys = plain(before.source), plain(", ".join(before.changes))
+        question = tr("Throw away what you changed in {name}?", name=name)
+        details = tr("Changed: {keys}. Setup can save it as a preset.", keys=keys)
+        no = tr("No, go on with {name}", name=name)
+        self.push_screen(ConfirmDialog(question, details, tr("Yes, throw them away"), no), answered)
+
+    async def open_check(self, check: str) -> None:
+        """Show a check in the Doctor mode."""
+        from tui.screens.doctor import DoctorScreen
+
+        await self.switch_mode("doctor")
+        if isinstance(self.screen, DoctorScreen):
+            self.screen.show_check(check)
 
     def say(self, text: str, error: bool = False) -> None:
         """A short message, already translated, at the edge of the screen; never markup."""

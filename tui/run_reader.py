@@ -1,4 +1,4 @@
-"""Reads a run's files for the screens: state, curves, the log's new lines, events. Never writes, never waits for a node."""
+"""Reads a run's files for the screens: state, progress, curves, events, requests. Never writes, never waits for a node."""
 
 from __future__ import annotations
 
@@ -10,105 +10,186 @@ from typing import Any
 
 import orjson
 
+from core.runs import requests
 from core.runs.directory import RunDirectory
-from core.runs.series import Series, extend_series, read_series
-from core.runs.state import Status, read_status
-from core.text.plain import plain
+from core.runs.line_view import seconds_left
+from core.runs.series import Column, Series, extend_series, read_series
+from core.runs.state import Status, list_runs, read_status, tail_records
 
-LOG_LINES = 2000
-READ_AT_ONCE = 1 << 20
+EVENTS = 200
+EVENTS_AT_ONCE = 8 << 20
+CHECKPOINTS = 20_000
 
 
-@dataclass
+@dataclass(frozen=True)
+class Progress:
+    """How far the stage that runs has come."""
+
+    step: float
+    total: float | None
+    unit: str
+    seconds_left: float | None
+
+    @property
+    def share(self) -> float | None:
+        """0 to 1; None where the end is not known."""
+        return min(1.0, max(0.0, self.step / self.total)) if self.total else None
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """Somebody asked this start of the run to stop. `grace` is None until the supervisor has taken the request."""
+
+    by: str
+    time: float
+    grace: float | None
+
+
+@dataclass(frozen=True)
 class RunSnapshot:
-    """What a screen shows of a run at one moment."""
+    """What a screen shows of a run at one moment; nothing of it changes afterwards."""
 
     status: Status
     stage_id: str
+    progress: Progress | None
     series: Series
-    log: list[str]
-    """The log's last lines."""
-    log_dropped: int
-    """Lines that came faster than they could be shown; they are in the file."""
-    events: list[dict[str, Any]]
+    series_number: int
+    """Changes when the curves do."""
+    checkpoints: tuple[int, ...]
+    """Steps of the checkpoints that the shown stage saved."""
+    events: tuple[dict[str, Any], ...]
+    stop: StopAsked | None
+    checkpoint_asked: bool
+    wandb: dict[str, Any] | None
+    """The newest event that says where the run is in W&B."""
 
 
-class LogTail:
-    """The last lines of a file that may grow by tens of thousands of lines a second."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: deque[str] = deque(maxlen=LOG_LINES)
-        self.dropped = 0
-        self._position = 0
-        self._rest = b""
-
-    def read(self) -> bool:
-        """Take in what is new; True if anything was. A flood is skipped to its last MiB, and the skipped lines counted."""
-        try:
-            with self.path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size < self._position:  # a new file under the old name
-                    self._position, self._rest = 0, b""
-                    self.lines.clear()
-                if size - self._position > READ_AT_ONCE:
-                    self._skip(file, size)
-                file.seek(self._position)
-                data = file.read(READ_AT_ONCE)
-        except FileNotFoundError:
-            return False
-        if not data:
-            return False
-        self._position += len(data)
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        self.lines.extend(plain(line.decode("utf-8", "replace")) for line in whole[-LOG_LINES:])
-        return True
-
-    def _skip(self, file: Any, size: int) -> None:
-        skipped = size - READ_AT_ONCE - self._position
-        # Counting a flood of many MiB would cost what skipping saves: the mean line of the last block stands for the rest.
-        sample = max(1, (self._rest.count(b"\n") + sum(map(len, self.lines))) // max(1, len(self.lines)))
-        self.dropped += skipped // sample
-        self._position, self._rest = size - READ_AT_ONCE, b""
+@dataclass
+class _Curves:
+    series: Series
+    published: Series
+    number: int = 1
 
 
 @dataclass
 class RunReader:
-    """Keeps what was read, so that each look costs only what is new."""
+    """Keeps what was read, so that each look costs only what is new. One thread at a time may use it."""
 
     run: RunDirectory
     chosen: str | None = None
-    """The stage whose log and curves are shown; the one that runs when None."""
-    _series: dict[str, Series] = field(default_factory=dict)
-    _logs: dict[str, LogTail] = field(default_factory=dict)
-    _events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=200))
-    _events_position: int = 0
+    """The stage whose curves are shown; the one that runs when None."""
+    _curves: dict[str, _Curves] = field(default_factory=dict)
+    _events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS))
+    _checkpoints: dict[str, deque[int]] = field(default_factory=dict)
+    _stop: StopAsked | None = None
+    _wandb: dict[str, Any] | None = None
+    _position: int = 0
 
     def look(self) -> RunSnapshot:
         """The run as it is now."""
         status = read_status(self.run)
-        stage_id = self.chosen or status.document["stage"] or next(iter(status.document["stages"]), "")
-        series = self._series.get(stage_id)
-        if series is None:
-            series = self._series[stage_id] = read_series(self.run.metrics(stage_id))
-        else:
-            extend_series(series, self.run.metrics(stage_id))
-        log = self._logs.setdefault(stage_id, LogTail(self.run.log(stage_id)))
-        log.read()
+        document = status.document
+        stage_id = self.chosen or document["stage"] or next(iter(document["stages"]), "")
         self._read_events()
-        return RunSnapshot(status, stage_id, series, list(log.lines), log.dropped, list(self._events))
+        curves = self._read_curves(stage_id)
+        return RunSnapshot(
+            status,
+            stage_id,
+            self._progress(document),
+            curves.published,
+            curves.number,
+            tuple(self._checkpoints.get(stage_id, ())),
+            tuple(self._events),
+            self._stop_asked(status),
+            requests.pending(self.run, requests.CHECKPOINT) is not None,
+            self._wandb,
+        )
+
+    def take_validations(self, stage_id: str, columns: dict[str, Column]) -> None:
+        """Put validations that were searched for in place of those that a sample happened to hold."""
+        curves = self._curves.get(stage_id)
+        if curves is None:
+            return
+        for name, column in columns.items():
+            known = curves.series.column(name)
+            for step, value in zip(known.steps, known.values, strict=True):
+                if not column.steps or step > column.steps[-1]:
+                    column.add(step, value)
+            curves.series.columns[name] = column
+        curves.series.sampled = False
+        curves.published, curves.number = curves.series.copy(), curves.number + 1
+
+    def _read_curves(self, stage_id: str) -> _Curves:
+        path = self.run.metrics(stage_id)
+        curves = self._curves.get(stage_id)
+        if curves is None:
+            series = read_series(path)
+            curves = self._curves[stage_id] = _Curves(series, series.copy())
+        elif extend_series(curves.series, path):
+            curves.published, curves.number = curves.series.copy(), curves.number + 1
+        return curves
+
+    def _progress(self, document: dict[str, Any]) -> Progress | None:
+        stage_id = document["stage"]
+        entry = document["stages"].get(stage_id, {})
+        if entry.get("state") != "running":
+            return None
+        started = entry["started"]
+        records = [record for record in tail_records(self.run.metrics(stage_id)) if record.get("time", 0) >= started]
+        last = {name: value for record in records for name, value in record.items()}
+        step, total = last.get("step"), last.get("total")
+        if not isinstance(step, (int, float)):
+            return None
+        total = total if isinstance(total, (int, float)) else None
+        return Progress(step, total, str(last.get("unit", "steps")), seconds_left(records, total))
+
+    def _stop_asked(self, status: Status) -> StopAsked | None:
+        if status.state not in ("running", "stopped"):
+            return None
+        # A supervisor that goes on says that it runs before it says so among the events.
+        if self._stop is not None and self._stop.time >= (status.document.get("started") or 0):
+            return self._stop
+        left = requests.pending(self.run, requests.STOP) if status.state == "running" else None
+        return StopAsked(str(left.get("by", "?")), float(left.get("time") or 0.0), None) if left else None
 
     def _read_events(self) -> None:
         try:
-            with self.run.events.open("rb") as file:
-                file.seek(self._events_position)
-                data = file.read()
+            with self.run.events.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._position:
+                    self._position = 0
+                skip = size - self._position > EVENTS_AT_ONCE
+                begin = size - EVENTS_AT_ONCE if skip else self._position
+                data = os.pread(file.fileno(), size - begin, begin)
         except FileNotFoundError:
             return
         end = data.rfind(b"\n") + 1
-        self._events_position += end
-        for line in data[:end].splitlines():
+        self._position = begin + end
+        for line in data[data.find(b"\n") + 1 if skip else 0 : end].split(b"\n"):
             try:
-                self._events.append(orjson.loads(line))
+                event = orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue
+            if isinstance(event, dict):
+                self._take_event(event)
+
+    def _take_event(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+        kind = event.get("kind")
+        if kind in ("checkpoint", "checkpoint-saved") and isinstance(event.get("step"), int):
+            steps = self._checkpoints.setdefault(str(event.get("stage")), deque(maxlen=CHECKPOINTS))
+            while steps and steps[-1] >= event["step"]:  # a resumed attempt saves them anew
+                steps.pop()
+            steps.append(event["step"])
+        elif kind == "stop-requested":
+            by = event.get("by")
+            self._stop = StopAsked("" if by is None else str(by), float(event.get("time", 0)), event.get("grace", 0.0))
+        elif kind == "run-started":
+            self._stop = None
+        elif kind == "wandb":
+            self._wandb = event
+
+
+def run_to_watch(runs_dir: Path) -> RunDirectory | None:
+    """The newest run that is running; None where none is."""
+    return next((run for run in list_runs(runs_dir) if read_status(run).state == "running"), None)

@@ -25,6 +25,10 @@ _MARKS = {
     "ok": ("✔", "+", tr_later("ok"), "green"),
     "stale": ("!", "!", tr_later("stale"), "yellow"),
     "healthy": ("✔", "+", tr_later("healthy"), "green"),
+    "root": ("✘", "x", tr_later("cause"), "red"),
+    "cascade": ("→", ">", tr_later("follows"), "yellow"),
+    "advisory": ("!", "!", tr_later("advice"), "yellow"),
+    "info": ("·", ".", tr_later("note"), "bright_black"),
 }
 
 

@@ -224,4 +224,5 @@ def _sample(host: str, seq: int, at: float) -> dict[str, object]:
 
 
 def _lines(path: Path, *records: dict[str, object]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    # Without spaces, as the supervisor and the collector write them: readers search the bytes.
+    path.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))

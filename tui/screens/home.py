@@ -3,136 +3,258 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widget import Widget
-from textual.widgets import DataTable, Label, OptionList
-from textual.widgets.option_list import Option
+from textual.widgets import OptionList, Static
 
+from core.errors import WizardError
 from core.language import tr, tr_later
 from core.quantities import duration
-from core.runs.directory import RunDirectory
-from core.runs.state import Status, list_runs, read_status
 from core.text.plain import plain
-from tui.messages import RunsListed
+from tui.background import in_background
+from tui.messages import DraftOpened, PresetsListed, RunsListed, RunStarted, WorkFailed
 from tui.screens.base import WizardScreen
 from tui.status_marks import mark
+from tui.widgets.keyed_list import Item, KeyedList, in_columns
+
+if TYPE_CHECKING:
+    from core.runs.directory import RunDirectory
+    from tui.run_listing import RunListing, RunRow
 
 REFRESH_S = 2.0
+FIRST_LOOK_S = 0.03
+"""Between the first frame and the first look at presets and runs."""
+PATIENCE_S = 4.0
+"""After so long without an answer the screen says that the runs folder does not answer."""
+COLUMNS = {"state": 9, "stage": 20, "age": 8, "loss": 6}
+"""Cells of each column of the runs but the run's name, which takes what is left."""
+SLIM, SLIM_STAGE = 76, 12
+"""Below so many columns of the terminal the stage is cut, not the name."""
+LONGEST_NAME = 40
+PRESET_CELLS = 22
+RESUMABLE = ("failed", "stopped", "lost")
 
 
-class HomeScreen(WizardScreen):
+class HomeScreen(WizardScreen[None]):
     """Runs above, presets below; Enter opens either."""
 
     MODE = "home"
+    HELP = tr_later("The runs of the runs folder, and the presets to start a new one from.")
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "focus_presets", tr_later("New run")),
-        Binding("r", "resume", tr_later("Resume")),
-        Binding("q", "app.quit", tr_later("Quit")),
+        Binding("n", "focus_presets", tr_later("New run"), tooltip=tr_later("Go to the presets.")),
+        Binding(
+            "r",
+            "resume",
+            tr_later("Resume"),
+            tooltip=tr_later("Go on with a run that failed, was stopped or was lost."),
+        ),
+        Binding("escape", "dismiss_trouble", tr_later("Close the message"), show=False),
+        Binding("q", "app.quit", tr_later("Quit"), tooltip=tr_later("Leave; runs go on.")),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self._runs: list[RunDirectory] = []
+        self._rows: dict[str, RunRow] = {}
+        self._sources: dict[str, str] = {}
+        self._listing: RunListing | None = None
+        self._asked_at: float | None = None
+        """When the runs were last asked for, while there is no answer yet."""
 
     def body(self) -> Iterable[Widget]:
         with Vertical(id="runs-box") as runs_box:
-            runs_box.border_title = tr("Runs in {folder}", folder=plain(str(self.wizard.runs_dir)))
-            yield DataTable(id="runs", cursor_type="row")
-            yield Label(tr("No runs yet. Choose a preset below and press Enter."), id="no-runs", markup=False)
+            runs_box.border_title = tr("Runs in {folder}", folder=_shown(str(self.wizard.runs_dir)))
+            yield Static(id="titles", markup=False)
+            yield KeyedList(id="runs")
+            yield Static(tr("Reading the runs ..."), id="no-runs", markup=False)
         with Vertical(id="presets-box") as presets_box:
             presets_box.border_title = tr("Start a new run from a preset")
-            yield OptionList(id="presets", markup=False)
+            yield KeyedList(id="presets")
+        yield Static(id="trouble", markup=False)
 
     def on_mount(self) -> None:
-        table = self.query_one("#runs", DataTable)
-        for key, title, width in (
-            ("state", tr("State"), 11),
-            ("run", tr("Run"), 24),
-            ("stage", tr("Stage"), 18),
-            ("age", tr("Age"), 8),
-            ("loss", tr("Loss"), 8),
-        ):
-            table.add_column(title, key=key, width=width)
-        table.display = False
-        self.list_presets()
-        self.read_runs()
-        self.set_interval(REFRESH_S, self.read_runs)
+        for hidden in ("#runs", "#titles", "#trouble"):
+            self.query_one(hidden).display = False
         self.query_one("#presets").focus()
+        # Presets bring pydantic and YAML, runs a file system: the first frame waits for neither, nor does the thread that
+        # writes it to the terminal, which such imports would keep from Python's one lock.
+        self.call_after_refresh(self.set_timer, FIRST_LOOK_S, self._begin)
 
-    @work(thread=True, exclusive=True, group="runs", exit_on_error=False)
-    def read_runs(self) -> None:
-        """Read every run's state; a file system that hangs keeps only this worker waiting."""
-        self.post_message(RunsListed([read_status(run) for run in list_runs(self.wizard.runs_dir)[:100]]))
+    def _begin(self) -> None:
+        from tui.run_listing import RunListing
 
-    @work(thread=True, exclusive=True, group="presets", exit_on_error=False)
-    def list_presets(self) -> None:
-        """Presets are read in a worker: the first frame does not wait for YAML."""
-        from core.preset_source import load_preset, shipped_presets
+        self._listing = RunListing(self.wizard.runs_dir)
+        self._read_presets()
+        self._read_runs()
+        self.set_interval(REFRESH_S, self._read_runs)
 
-        options = []
-        for name in shipped_presets():
-            prompt = Text(f"{name:<22} ", style="bold").append(tr(load_preset(name).preset.description), style="none")
-            options.append(Option(prompt, id=name))
-        self.app.call_from_thread(self._show_presets, options)
+    def on_screen_resume(self) -> None:
+        if self._listing is not None:
+            self._read_presets()
+            self._read_runs()
 
-    def _show_presets(self, options: list[Option]) -> None:
-        presets = self.query_one("#presets", OptionList)
-        presets.add_options(options)
-        presets.highlighted = 0
+    def _read_presets(self) -> None:
+        in_background(self, _presets, "presets")
+
+    def _read_runs(self) -> None:
+        """Ask for the runs; while an answer is awaited nothing more is asked, so that nothing piles up."""
+        if self._listing is None:
+            return
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            listing = self._listing
+            in_background(self, lambda: RunsListed(listing.read()), "runs")
+        elif (waited := time.monotonic() - self._asked_at) > PATIENCE_S:
+            text = tr("The runs folder has not answered for {time}.", time=duration(waited))
+            self.query_one("#runs-box", Vertical).border_subtitle = text
+            if not self._rows:
+                self.query_one("#no-runs", Static).update(text)
 
     @on(RunsListed)
     def show_runs(self, message: RunsListed) -> None:
-        table = self.query_one("#runs", DataTable)
-        self.query_one("#no-runs").display = not message.statuses
-        table.display = bool(message.statuses)
-        names = [status.run.name for status in message.statuses]
-        if names != [run.name for run in self._runs]:
-            table.clear()
-            self._runs = [status.run for status in message.statuses]
-            for status in message.statuses:
-                table.add_row(*_cells(status), key=status.run.name)
-            return
-        for status in message.statuses:
-            for column, cell in zip(("state", "run", "stage", "age", "loss"), _cells(status), strict=True):
-                table.update_cell(status.run.name, column, cell)
+        self._asked_at = None
+        self.query_one("#runs-box", Vertical).border_subtitle = ""
+        self._rows = {f"run {row.run.name}": row for row in message.rows}
+        self._draw_runs()
 
-    @on(DataTable.RowSelected, "#runs")
-    def open_run(self, event: DataTable.RowSelected) -> None:
-        self.wizard.open_run(RunDirectory(self.wizard.runs_dir / str(event.row_key.value)))
+    @on(PresetsListed)
+    def show_presets(self, message: PresetsListed) -> None:
+        self._sources = {f"preset {row.source}": row.source for row in message.presets}
+        items: list[Item] = []
+        for row in message.presets:
+            line = in_columns(Text(_shown(row.source), style="bold"), PRESET_CELLS).append("  ")
+            if row.trouble:
+                line.append_text(mark("fail")).append(f"  {_shown(row.trouble)}")
+            else:
+                line.append(_shown(tr(row.description)), style="not bold")
+            items.append((f"preset {row.source}", line))
+        presets = self.query_one("#presets", KeyedList)
+        presets.show(items)
+        if presets.highlighted is None and items:
+            presets.highlighted = 0
+
+    @on(WorkFailed)
+    def show_failure(self, message: WorkFailed) -> None:
+        if message.name == "runs":
+            self._asked_at = None
+        self._say_trouble(message.reason)
+
+    def on_resize(self) -> None:
+        self._draw_runs()
+
+    def _draw_runs(self) -> None:
+        runs = self.query_one("#runs", KeyedList)
+        nothing = self.query_one("#no-runs", Static)
+        runs.display = self.query_one("#titles").display = bool(self._rows)
+        nothing.display = not self._rows
+        if self._listing is not None and self._asked_at is None:
+            nothing.update(tr("No runs yet. Choose a preset below and press Enter."))
+        widths = _widths(self.size.width)
+        self.query_one("#titles", Static).update(_titles(widths))
+        runs.show([(key, _line(row, widths)) for key, row in self._rows.items()])
+        if runs.highlighted is None and self._rows:
+            runs.highlighted = 0
+
+    @on(OptionList.OptionSelected, "#runs")
+    def open_run(self) -> None:
+        if (row := self._chosen_run()) is not None:
+            self.wizard.open_run(row.run)
 
     @on(OptionList.OptionSelected, "#presets")
-    def open_preset(self, event: OptionList.OptionSelected) -> None:
-        from tui.draft import Draft
+    def open_preset(self) -> None:
+        key = self.query_one("#presets", KeyedList).key
+        if key is not None:
+            in_background(self, partial(_draft, self._sources[key]), "draft")
 
-        self.wizard.open_draft(Draft.from_preset(str(event.option.id)))
+    @on(DraftOpened)
+    def open_draft(self, message: DraftOpened) -> None:
+        self.wizard.open_draft(message.draft)
+
+    def _chosen_run(self) -> RunRow | None:
+        return self._rows.get(self.query_one("#runs", KeyedList).key or "")
 
     def action_focus_presets(self) -> None:
         self.query_one("#presets").focus()
 
     def action_resume(self) -> None:
-        table = self.query_one("#runs", DataTable)
-        if not self._runs or not table.display:
-            return
-        run = self._runs[table.cursor_row]
-        if read_status(run).state != "running":
-            from core.runs.start import start_supervisor
+        row = self._chosen_run()
+        if row is None:
+            self._say_trouble(tr("There is no run to resume."))
+        elif row.state not in RESUMABLE:
+            name = _shown(row.run.name)
+            self._say_trouble(tr("Run {name} cannot be resumed: it is {state}.", name=name, state=tr(row.state)))
+        else:
+            self._say_trouble("")
+            self.wizard.say(tr("Resuming {name} ...", name=_shown(row.run.name)))
+            self.start_again(row.run)
 
+    @work(thread=True, exclusive=True, group="resume", exit_on_error=False)
+    def start_again(self, run: RunDirectory) -> None:
+        """Start the run's supervisor; leaving the screen waits for it, as it writes."""
+        from core.runs.start import start_supervisor
+
+        try:
             start_supervisor(run)
-        self.wizard.open_run(run)
+        except (WizardError, OSError) as error:
+            self.post_message(WorkFailed("resume", plain(str(error))))
+        else:
+            self.post_message(RunStarted(run))
+
+    @on(RunStarted)
+    def show_resumed(self, message: RunStarted) -> None:
+        self.wizard.open_run(message.run)
+
+    def action_dismiss_trouble(self) -> None:
+        self._say_trouble("")
+
+    def _say_trouble(self, text: str) -> None:
+        trouble = self.query_one("#trouble", Static)
+        trouble.display = bool(text)
+        trouble.update(mark("fail").append(f"  {text}") if text else "")
 
 
-def _cells(status: Status) -> list[Text]:
-    document = status.document
-    stage_id = document["stage"] or ""
-    entry = document["stages"].get(stage_id, {})
-    loss = entry.get("metrics", {}).get("loss")
-    started = document.get("started")
-    age = duration(time.time() - started) if started else ""
-    shown = f"{loss:.3f}" if isinstance(loss, float) else ""
-    return [mark(status.state), Text(plain(status.run.name)), Text(stage_id), Text(age), Text(shown)]
+def _presets() -> PresetsListed:
+    from tui.preset_listing import list_presets
+
+    return PresetsListed(list_presets(Path()))
+
+
+def _draft(source: str) -> DraftOpened:
+    from tui.draft import Draft
+
+    return DraftOpened(Draft.from_preset(source))
+
+
+def _widths(terminal: int) -> dict[str, int]:
+    """Cells of every column; border and padding of the box take four, the gaps two each."""
+    fixed = COLUMNS | ({"stage": SLIM_STAGE} if terminal < SLIM else {})
+    return fixed | {"run": min(LONGEST_NAME, max(8, terminal - 4 - sum(fixed.values()) - 2 * len(fixed)))}
+
+
+def _titles(widths: Mapping[str, int]) -> Text:
+    titles = {"state": tr("State"), "run": tr("Run"), "stage": tr("Stage"), "age": tr("Age"), "loss": tr("Loss")}
+    return Text("  ").join(in_columns(Text(titles[name], style="bold"), widths[name]) for name in titles)
+
+
+def _line(row: RunRow, widths: Mapping[str, int]) -> Text:
+    cells = {"state": mark(row.state), "run": Text(_shown(row.run.name))}
+    if row.trouble:
+        parts = [in_columns(cell, widths[name]) for name, cell in cells.items()]
+        return Text("  ").join([*parts, Text(_shown(row.trouble), style="bright_black")])
+    share = f" {row.share:.0%}" if row.share is not None else ""
+    cells["stage"] = Text(_shown(row.stage) + share)
+    cells["age"] = Text(duration(time.time() - row.started) if row.started is not None else "")
+    cells["loss"] = Text(f"{row.loss:.3f}" if row.loss is not None else "")
+    return Text("  ").join(in_columns(cell, widths[name]) for name, cell in cells.items())
+
+
+def _shown(text: str) -> str:
+    """A name or message from a file system, in one line that any terminal can show."""
+    return plain(text).encode("utf-8", "replace").decode().replace("\n", " ").replace("\t", " ")
