@@ -99,7 +99,7 @@ class ScreenInPty:
             else:
                 time.sleep(0.02)
         self.close()
-        raise AssertionError("the process did not end")
+        raise AssertionError(f"the process did not end: {self.text[-1500:]!r}")
 
     def close(self) -> None:
         """End it, whatever it does."""

@@ -92,7 +92,6 @@ class Supervisor:
         left_over = kill_run_processes(self.run.root, grace=self.grace)
         if left_over:
             self.event("warning", text=f"{left_over} processes of an earlier supervisor were ended first")
-        requests.take(self.run, requests.STOP)  # left for a supervisor that is gone
         self.event("run-started", pid=os.getpid())
         for stage in self.stages:
             if stage["skip"]:
@@ -233,6 +232,8 @@ def main(argv: list[str]) -> int:
         print(f"{run.name} is already running: {taken}", file=sys.stderr)
         return ExitCode.USAGE
     supervisor = Supervisor(run)
+    # Left for a supervisor that is gone. From the next line on the run is seen as running, and a stop is meant for this one.
+    requests.take(run, requests.STOP)
     supervisor.save()
     sign_lock(lock)
 

@@ -228,3 +228,10 @@ def test_events_tell_the_story(scripted: Scripted) -> None:
     kinds = [orjson.loads(line)["kind"] for line in run.events.read_bytes().splitlines()]
     assert kinds == ["run-started", "stage-started", "stage-done", "run-ended"]
     assert read_json(run.state)["state"] == "done"
+
+
+def test_a_stop_asked_in_the_first_moment_is_not_lost(scripted: Scripted) -> None:
+    run = scripted(tokenizer=SLEEPY)
+    start_supervisor(run)
+    requests.ask(run, requests.STOP)
+    assert wait_for_end(run)["state"] == "stopped"
