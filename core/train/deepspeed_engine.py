@@ -30,6 +30,7 @@ from core.train.engine import (
     save_rng,
 )
 from core.train.failpoint import failpoint
+from core.train.forward_clock import ForwardClock
 from core.train.model import build_model, recompute_activations
 from core.train.ranks import Ranks
 from core.train.sequences import Tokens
@@ -70,6 +71,7 @@ class DeepSpeedEngine:
 
     def __init__(self, config: PretrainedConfig, settings: TrainSettings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
+        self._clock = ForwardClock(ranks.device)
         document = deepspeed_config(settings)
         # transformers partitions a ZeRO-3 model rightly only while it can see this object (it keeps a weak reference);
         # deepspeed.zero.Init around the constructor would leave torch's default initial weights, without a word.
@@ -99,7 +101,7 @@ class DeepSpeedEngine:
         self._steps = 0
 
     def accumulate(self, tokens: Tokens) -> Tensor:
-        with preferred_kernels(self.ranks.device):
+        with preferred_kernels(self.ranks.device), self._clock.running():
             loss: Tensor = self._engine(torch.from_numpy(tokens).to(self.ranks.device))
         self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
@@ -112,6 +114,10 @@ class DeepSpeedEngine:
         self._engine.step()
         self._steps += 1
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.ranks.device)
+
+    def forward_seconds(self) -> float | None:
+        # ZeRO-3 gathers weights in the forward pass, so there every rank waits for the slowest.
+        return self._clock.seconds() if self.settings.zero != 3 else None
 
     @torch.no_grad()
     def evaluate(self, tokens: Tokens) -> Tensor:

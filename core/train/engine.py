@@ -32,6 +32,9 @@ class Engine(Protocol):
     def step(self, lr: float) -> Tensor:
         """Average, clip and apply the accumulated gradients; returns their norm before clipping."""
 
+    def forward_seconds(self) -> float | None:
+        """How long this rank's last forward pass took by itself; None where that cannot be told from waiting for others."""
+
     def evaluate(self, tokens: Tokens) -> Tensor:
         """Mean loss of a micro-batch without gradients, with dropout off."""
 

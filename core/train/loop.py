@@ -141,6 +141,8 @@ class TrainingLoop:
         speed = steps * self.settings.tokens_per_step / seconds
         if self._first_speed is None:
             self._first_speed, self._trained_tokens, self.watch.seconds = speed, 0, 0.0
+        own = self.engine.forward_seconds()
+        per_rank = {} if own is None else {"forward_ms": [round(1000 * each, 2) for each in self.ranks.gather(own)]}
         mfu = None
         if self.peak_flops:
             mfu = speed * self.settings.flops_per_token / (self.peak_flops * self.settings.world_size)
@@ -153,6 +155,7 @@ class TrainingLoop:
             "tokens_per_s": speed,
             "mfu": mfu,
             "step_ms": 1000 * seconds / steps,
+            **per_rank,
         }
 
     def _validate(self) -> dict[str, float | None]:

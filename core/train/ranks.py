@@ -48,6 +48,15 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
+    def gather(self, value: float) -> list[float]:
+        """The value of every rank, in the order of the ranks."""
+        if self.world_size == 1:
+            return [value]
+        values = torch.zeros(self.world_size, device=self.device)
+        values[self.rank] = value
+        distributed.all_reduce(values)
+        return [float(each) for each in values.tolist()]
+
     def decided_by_main(self, decide: Callable[[], T]) -> T:
         """What `decide` returns on rank 0, on every rank; what it raises there is raised on every rank."""
         if self.world_size == 1:

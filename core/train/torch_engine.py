@@ -70,6 +70,9 @@ class TorchEngine:
         self._optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 
+    def forward_seconds(self) -> float | None:
+        return None  # there is no other rank to compare with
+
     @torch.no_grad()
     def evaluate(self, tokens: Tokens) -> Tensor:
         self.model.eval()

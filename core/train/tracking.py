@@ -57,7 +57,11 @@ class WandbTracker:
         context.event("wandb", url=self._run.url, folder=str(Path(self._run.dir).parent))
 
     def log(self, record: Mapping[str, Any]) -> None:
-        values = {name: value for name, value in record.items() if value is not None and name not in ("time", "step")}
+        values = {
+            name: value
+            for name, value in record.items()
+            if isinstance(value, (int, float)) and name not in ("time", "step")  # not forward_ms: a value for each rank
+        }
         self._run.log(values, step=record["step"])
 
     def finish(self, failed: bool) -> None:

@@ -1,7 +1,6 @@
 """Watching a training stage while it runs: small guards over its metrics that say when something goes wrong.
 
-Each guard is fed the records of metrics.jsonl, one a step, and has a `trouble` as long as there is one. What would need times of
-each rank (a slow rank) is not here: metrics.jsonl holds the times of rank 0, and all ranks wait for the slowest.
+Each guard is fed the records of metrics.jsonl, one a step, and has a `trouble` as long as there is one.
 """
 
 from __future__ import annotations
@@ -143,6 +142,43 @@ class OverflowLoop:
 
 
 @dataclass
+class SlowRank:
+    """A rank whose own forward pass takes `times` as long as the others' (`forward_ms` in the records, one value a rank).
+
+    Compared are medians over `window` records: one slow page fault or garbage collection is not a slow rank.
+    """
+
+    times: float = 1.5
+    window: int = 20
+    trouble: Trouble | None = None
+    recent: deque[list[float]] = field(default_factory=deque)
+
+    def feed(self, record: Record) -> None:
+        per_rank = record.get("forward_ms")
+        if not isinstance(per_rank, list) or len(per_rank) < 2:
+            return
+        if self.recent and len(self.recent[0]) != len(per_rank):
+            self.recent.clear()  # resumed with another number of processes
+        self.recent.append(per_rank)
+        if len(self.recent) < self.window:
+            return
+        middles = [statistics.median(values) for values in zip(*self.recent, strict=True)]
+        self.recent.popleft()
+        slowest = max(range(len(middles)), key=middles.__getitem__)
+        others = statistics.median(value for rank, value in enumerate(middles) if rank != slowest)
+        if middles[slowest] <= self.times * others:
+            self.trouble = None
+        elif not self.trouble:
+            text = tr(
+                "rank {rank} takes {own:.1f} ms for its forward pass, the other ranks {others:.1f} ms",
+                rank=slowest,
+                own=middles[slowest],
+                others=others,
+            )
+            self.trouble = Trouble("slow-rank", text)
+
+
+@dataclass
 class Stalled:
     """No step for `times` the median step time, and at least `least` seconds, while no compiler runs.
 
@@ -233,7 +269,7 @@ class Watch:
         self._started = self._looked = self._disk_looked = now
         self._every, self._disk_every = every, disk_every
         self._stalled, self._disk = Stalled(), DiskFilling()
-        self._of_records = (NotFinite(), Spike(), OverflowLoop())
+        self._of_records = (NotFinite(), Spike(), OverflowLoop(), SlowRank())
 
     @property
     def troubles(self) -> list[Trouble]:

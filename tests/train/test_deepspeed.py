@@ -27,7 +27,7 @@ SIX_STEPS = {"steps": 6, "save_interval": 3, "valid_interval": 3}
 MakeTraining = Callable[..., RunDirectory]
 
 
-def losses(run: RunDirectory, name: str = "loss") -> dict[int, float]:
+def losses(run: RunDirectory, name: str = "loss") -> dict[int, Any]:
     lines = [json.loads(line) for line in run.metrics("pretrain").read_text().splitlines()]
     return {line["step"]: line[name] for line in sorted(lines, key=lambda line: line["attempt"]) if name in line}
 
@@ -48,6 +48,9 @@ def test_zero_trains_like_one_process_and_goes_on_after_a_rank_was_killed(
 
     for name in ("loss", "val_loss", "grad_norm"):
         assert losses(run, name) == pytest.approx(losses(alone, name), rel=1e-4)
+    own = losses(run, "forward_ms")
+    assert len(own) == (0 if zero == 3 else 6), "with ZeRO-3 each forward pass waits for the other ranks"
+    assert all(len(per_rank) == 2 and min(per_rank) > 0 for per_rank in own.values())
     found = latest_verified(run.checkpoints)
     assert found is not None
     assert (found.step, found.manifest["world_size"], found.manifest["engine"]) == (6, 2, f"DeepSpeed ZeRO-{zero}")

@@ -19,6 +19,8 @@ def test_an_offline_run_is_written_under_the_run_directory(training_run) -> None
     for expected in (b"a-tag", b"val_loss", b"tokens_per_s", run.name.encode()):
         assert expected in content
     assert b"not-used-offline" not in content
+    (event,) = [line for line in run.events.read_text().splitlines() if '"kind":"wandb"' in line]
+    assert f'"folder":"{files[0].parent}"' in event
 
 
 @pytest.mark.parametrize("host", ["node-1", "h" * 300])

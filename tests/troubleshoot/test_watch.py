@@ -17,6 +17,7 @@ from core.troubleshoot.watch import (
     MetricsTail,
     NotFinite,
     OverflowLoop,
+    SlowRank,
     Spike,
     Stalled,
     Watch,
@@ -72,6 +73,31 @@ def test_overflows_in_a_row_are_a_loop_and_single_ones_are_not() -> None:
     assert guard.trouble.verdict == "fp16-overflow-skip"
     guard.feed({"step": 10, "skipped": 7})
     assert guard.trouble is None
+
+
+def test_a_rank_that_keeps_being_slower_than_the_others_is_named_and_one_slow_step_is_not() -> None:
+    guard = SlowRank()
+    for step in range(60):
+        own = [10.0, 11.0, 10.5, 40.0 if step == 30 else 10.2]  # one garbage collection
+        guard.feed({"step": step, "forward_ms": own})
+        assert guard.trouble is None
+    for step in range(60, 80):
+        guard.feed({"step": step, "forward_ms": [10.0, 11.0, 17.5, 10.2]})
+    assert guard.trouble is not None
+    assert guard.trouble.verdict == "slow-rank"
+    assert "rank 2 takes 17.5 ms" in guard.trouble.text
+    for step in range(80, 110):
+        guard.feed({"step": step, "forward_ms": [10.0, 11.0, 10.5, 10.2]})
+    assert guard.trouble is None
+
+
+def test_of_two_ranks_the_slower_is_named_and_records_without_ranks_are_passed_over() -> None:
+    guard = SlowRank()
+    for step in range(20):
+        guard.feed({"step": step, "loss": 1.0})
+        guard.feed({"step": step, "forward_ms": [20.0, 10.0]})
+    assert guard.trouble is not None
+    assert "rank 0 takes" in guard.trouble.text
 
 
 def test_silence_is_a_stall_by_the_run_s_own_step_time_and_not_while_a_compiler_works() -> None:
