@@ -13,10 +13,14 @@ NOT_SECRET = frozenset({"TOKENIZERS_PARALLELISM"})
 _PATTERNS = re.compile(
     rb"hf_[A-Za-z0-9]{20,}"
     rb"|wandb_v1_[A-Za-z0-9_]{20,}"
-    rb"|AKIA[0-9A-Z]{16}"
+    rb"|(?<=wandb login )[0-9a-f]{40}|(?<=--relogin )[0-9a-f]{40}"
+    rb"|A[KS]IA[0-9A-Z]{16}"
+    rb"|gh[opsur]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}"
+    rb"|\bsk-(?:[a-z0-9]{2,8}-){0,2}[A-Za-z0-9_]{20,}"
+    rb"|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"
     rb"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
     rb"|((?:[Aa]uthorization: ?(?:Bearer |Basic )?|X-Amz-(?:Credential|Signature)=))[^&\s'\"]+"
-    rb"|((?i:api[_-]?key|password|secret)[\"']?\s?[=:]\s?[\"']?)[^\s\"',;]{8,}"
+    rb"|((?i:api[_-]?key|password|secret(?:[_-]access)?(?:[_-]key)?|(?:access|auth|refresh|hf|hub)_token)[\"']?\s?[=:]\s?[\"']?)[^\s\"',;]{8,}"
 )
 MASK = b"***"
 LONGEST_HELD = 1 << 16

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from core.errors import InputError
+from core.language import tr
 from core.runs.masking import Masker
 from core.text.plain import plain
 from core.troubleshoot.entries import Entry, entries_of
 from core.troubleshoot.excerpt import excerpt_of
 from core.troubleshoot.judge import HEALTHY, UNKNOWN, Judgement, judge
-from core.troubleshoot.logs import find_logs, open_log, origin_of
+from core.troubleshoot.logs import STDIN, Unpacked, find_logs, open_log, origin_of
 from core.troubleshoot.matching import Hit, Matcher
 from core.troubleshoot.reading import Reading, read_log
 from core.troubleshoot.signature import Signature
@@ -23,6 +25,8 @@ from core.troubleshoot.signatures import load_signatures
 
 MOST_FINDINGS = 10
 TEXT_LENGTH = 500
+BEFORE_MATCH = 100
+"""Characters shown of a long line before what was found in it."""
 _ATTEMPT = re.compile(r"--- attempt \d+, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$")
 
 
@@ -63,6 +67,11 @@ class Diagnosis:
     """File and line, host and rank of the excerpt."""
     excerpt_line: int | None = None
     failed: bool = False
+    unread: tuple[str, ...] = ()
+    """Logs of a folder that could not be read, and why."""
+    files: int = 0
+    lines: int = 0
+    """How much was read."""
 
     def document(self) -> dict[str, Any]:
         """What `diagnose --json` prints; the excerpt is there where the verdict is unknown."""
@@ -71,6 +80,8 @@ class Diagnosis:
             "verdict": self.verdict,
             "findings": [finding.document() for finding in self.findings],
         }
+        if self.unread:
+            document["unread"] = list(self.unread)
         if self.excerpt:
             document |= {"excerpt": list(self.excerpt), "excerpt_place": self.excerpt_place}
         return document
@@ -95,17 +106,37 @@ def diagnose(
         stalled_for: seconds since the last output of a process that still lives.
 
     Raises:
-        InputError: one of the paths cannot be read.
+        InputError: one of the paths, or every log of a folder, cannot be read; or there is nothing in them to judge by.
     """
-    matcher = _matcher()
-    wanted = matcher.wanted
+    wanted = _matcher().wanted
     entries: list[Entry] = []
-    for path in find_logs([str(path) for path in paths], runs_dir):
-        with open_log(path) as stream:
-            reading = _last_attempt(read_log(stream, wanted))
+    unread: list[str] = []
+    named = {Path(path) for path in paths}
+    found = find_logs([str(path) for path in paths], runs_dir)
+    files = lines = 0
+    for path in found:
         name = os.fsencode(path).decode("utf-8", "replace")  # a name that is not UTF-8 cannot be printed as JSON
+        try:
+            with open_log(path) as stream:
+                reading = _last_attempt(read_log(stream, wanted))
+                if isinstance(stream, Unpacked) and stream.cut:
+                    unread.append(tr("{path}: the end, the gzip file is cut off", path=plain(name)))
+        except InputError as error:
+            if path in named or len(unread) + 1 == len(found):
+                raise
+            unread.append(plain(str(error).partition("\n")[0]))
+            continue
+        files, lines = files + 1, lines + reading.total
         entries += entries_of(name, reading, origin_of(path))
-    return _judged(entries, exit_code, stalled_for)
+    if exit_code is None and stalled_for is None and not any(entry.text.strip() for entry in entries):
+        names = [
+            "standard input" if str(path) == STDIN else os.fsencode(path).decode("utf-8", "replace") for path in found
+        ]
+        raise InputError(
+            f"no line stands in {plain(', '.join(names[:3]))}",
+            "name the log that the processes themselves wrote (Slurm: --output, torchrun: --log-dir), or say how it ended: --exit-code N",
+        )
+    return replace(_judged(entries, exit_code, stalled_for), unread=tuple(unread), files=files, lines=lines)
 
 
 def diagnose_part(log: Path, start: int, exit_code: int | None = None) -> tuple[int, Diagnosis]:
@@ -160,7 +191,7 @@ def _diagnosis(judgement: Judgement, entries: Sequence[Entry]) -> Diagnosis:
     place, line = "", None
     if judgement.verdict == UNKNOWN and entries:
         chosen, lines = excerpt_of(entries, judgement.unexplained)
-        excerpt = tuple(_clean(text, masker) for text in lines)
+        excerpt = tuple(_masked(text, masker)[:TEXT_LENGTH] for text in lines)
         place, line = f"{plain(chosen.file)}:{chosen.number}", chosen.number
         place += f" ({chosen.origin})" if str(chosen.origin) else ""
     return Diagnosis(
@@ -175,11 +206,14 @@ def _diagnosis(judgement: Judgement, entries: Sequence[Entry]) -> Diagnosis:
 
 
 def _finding(hit: Hit, masker: Masker) -> Finding:
-    entry = hit.entry
-    return Finding(
-        hit.signature, plain(entry.file), entry.number, _clean(entry.text.strip(), masker), str(entry.origin)
-    )
+    entry, signature = hit.entry, hit.signature
+    text = _masked(entry.text.strip(), masker)
+    if len(text) > TEXT_LENGTH:
+        matches = (pattern.search(text) for pattern in (*signature.strong, *signature.weak, *signature.places))
+        begin = max(0, next((match.start() for match in matches if match), 0) - BEFORE_MATCH)
+        text = ("…" if begin else "") + text[begin : begin + TEXT_LENGTH - 1]
+    return Finding(signature, plain(entry.file), entry.number, text, str(entry.origin))
 
 
-def _clean(text: str, masker: Masker) -> str:
-    return masker.mask(text.encode()).decode("utf-8", "replace")[:TEXT_LENGTH]
+def _masked(text: str, masker: Masker) -> str:
+    return masker.mask(text.encode()).decode("utf-8", "replace")

@@ -49,6 +49,8 @@ _STEP = re.compile(
     r"\biteration\s+\d+\s*/|\bsteps?[ =:]{1,3}\d[\d,]*\s*(?:/|,|:|\|)?.{0,40}\bloss\b|'loss': ?['\d]|\bloss[:= ]{1,3}\d+\.\d"
     r"|\bglobal_step[=:/ ]|RunningAvgSamplesPerSec|samples/sec"
 )
+_FOLDED = re.compile(re.escape(HEADER) + r":?\\{1,4}n")
+_FOLD = re.compile(r"\\{1,4}n")
 _CLOCK = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)")
 PROGRESS_TEXTS = ("iteration ", "step", "loss", "samplespersec", "samples/sec")
 """Each line that tells of a training step holds one of these."""
@@ -90,6 +92,8 @@ class _Stream:
     tangled: bool = False
     """Tracebacks of several ranks stand line by line in one another: which exception is whose cannot be told."""
     since_open: int = 0
+    introduces: bool = False
+    """The line before is an exception that announces another as its reason: `BackendCompilerFailed: ... raised:`."""
 
 
 @dataclass
@@ -105,6 +109,8 @@ class _Annotator:
     def annotate(self, entry: Entry) -> None:
         stream = self.streams.setdefault(entry.stream, _Stream())
         text = entry.text
+        introduced = stream.introduces
+        stream.introduces = introduced and not text.strip()
         if found := _GROUP_MARK.match(text):
             text = text[found.end() :]
         if stream.box:
@@ -144,7 +150,7 @@ class _Annotator:
         if stream.frame_indent is not None and _REPEATED.match(text):
             entry.kind = "source"
             return
-        self._outside_frames(stream, entry, text.strip(), indent)
+        self._outside_frames(stream, entry, text.strip(), indent, introduced)
 
     def _open(self, stream: _Stream, entry: Entry, indent: int) -> None:
         if not stream.linked and not stream.open:
@@ -156,7 +162,7 @@ class _Annotator:
         stream.header_indent, stream.frame_indent, stream.linked = indent, None, False
         stream.since_open = stream.message = 0
 
-    def _outside_frames(self, stream: _Stream, entry: Entry, text: str, indent: int) -> None:
+    def _outside_frames(self, stream: _Stream, entry: Entry, text: str, indent: int, introduced: bool) -> None:
         if text.startswith(_LINKS):
             stream.linked, stream.message = True, 0
             return
@@ -165,7 +171,7 @@ class _Annotator:
             return
         pattern = _EXCEPTION if stream.open else _BARE
         if pattern.match(text) and not _NOT_ONE.match(text) and (stream.open or not indent):
-            if not stream.open or stream.tangled:
+            if (not stream.open or stream.tangled) and not introduced:
                 self.chains += 1
                 stream.chain = self.chains
                 stream.ignored &= stream.open > 0
@@ -173,6 +179,7 @@ class _Annotator:
             stream.open = max(0, stream.open - 1)
             stream.frame_indent = None
             stream.message = MESSAGE_LINES
+            stream.introduces = text.endswith(":")
             if not stream.open:
                 stream.ignored = stream.tangled = False
         elif stream.message and not _NEW_STATEMENT.match(text) and not entry.step:
@@ -184,7 +191,7 @@ class _Annotator:
 
 def entries_of(name: str, reading: Reading, origin: Origin) -> Iterator[Entry]:
     """The lines of one log, annotated. `origin` is what the file's own name says (`rank3.log`)."""
-    lines = [(number, plain(text)) for number, text in reading.lines]
+    lines = [(number, part) for number, text in reading.lines for part in _unfolded(plain(text))]
     prefixes = Prefixes(text for _, text in lines)
     annotator = _Annotator()
     last = 0
@@ -201,6 +208,15 @@ def entries_of(name: str, reading: Reading, origin: Origin) -> Iterator[Entry]:
         annotator.annotate(entry)
         last = number
         yield entry
+
+
+def _unfolded(text: str) -> list[str]:
+    """The lines of a traceback that stands in one line: a JSON log, torchrun's error file, the repr of an exception."""
+    found = _FOLDED.search(text)
+    if found is None:
+        return [text]
+    first, *rest = _FOLD.split(text[found.start() :])
+    return [text[: found.start()] + first, *(part.replace('\\"', '"') for part in rest)]
 
 
 def _seconds(found: re.Match[str]) -> float | None:

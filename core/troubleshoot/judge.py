@@ -42,6 +42,9 @@ _ENDED_BADLY = (
     r"|Segmentation fault|\(core dumped\)|Fatal Python error|terminate called after throwing|torch\.distributed\.elastic\.multiprocessing\.errors"
     r"|mpirun noticed that process|prterun noticed"
 )
+_CANCELLED = r"\*\*\* (?:JOB|STEP) \S{1,40} ON \S{1,80} CANCELLED AT "
+"""Without a reason: by a person, or by Slurm after another task's failure. No success, but no cause either."""
+_INTERRUPTED = r"^(?:KeyboardInterrupt|(?:\w+\.){0,8}SignalException)\b"
 _STOPPED = re.compile(r"KeyboardInterrupt|SystemExit|SignalException|StageStopped|GeneratorExit")
 
 
@@ -81,6 +84,8 @@ def judge(
         chosen = case.warned[0]
     elif case.pointers and ended_badly:
         chosen = case.pointers[0]
+    elif case.left_behind and ended_badly:
+        chosen = case.left_behind[0]
     elif followers and not (by_code and signal == KILLED):
         chosen = followers[0]
     elif told and not by_code and not ended_badly:
@@ -93,8 +98,9 @@ def judge(
         return Judgement(chosen.signature.id, chosen, others, notes, signature=chosen.signature)
     if by_code and not unexplained:
         return Judgement(by_code.id, None, _first_of_each(rest), notes, signature=by_code)
-    if unexplained or ended_badly:
-        return Judgement(UNKNOWN, None, _first_of_each(rest), notes, unexplained or case.last_bad)
+    stopped = case.stopped()
+    if unexplained or ended_badly or stopped:
+        return Judgement(UNKNOWN, None, _first_of_each(rest), notes, unexplained or case.last_bad or stopped)
     return Judgement(HEALTHY, notes=notes)
 
 
@@ -107,14 +113,21 @@ class _Case:
         self.steps: list[int] = []
         """Places of the lines that tell of training steps, in all streams; `own_steps` has them by stream."""
         self.own_steps: dict[str, list[int]] = {}
+        self._ends: dict[str, tuple[int | None, int]] = {}
+        """Of each stream the chain that its last lines belong to, and where those begin."""
         for index, entry in enumerate(entries):
             if entry.step:
                 self.steps.append(index)
                 self.own_steps.setdefault(entry.stream, []).append(index)
+            if entry.text.strip() and self._ends.get(entry.stream, (-1, 0))[0] != entry.chain:
+                self._ends[entry.stream] = (entry.chain, index)
         self._found: dict[str, list[int]] = {}
         self.counted: list[Hit] = []
         self.warned: list[Hit] = []
         self.pointers: list[Hit] = []
+        self.left_behind: list[Hit] = []
+        """Causes that ended a rank of which nothing more was heard, though lines of other ranks tell of steps afterwards:
+        output that was held back, or the last steps before the others waited in vain."""
         bad = [index for index in self._places(_ENDED_BADLY) if not self.went_on_after(index)]
         self.last_bad = entries[bad[0]] if bad else None
         counts = Counter(hit.signature.id for hit in hits)
@@ -151,11 +164,27 @@ class _Case:
         if signature.role == "advisory" or (when.asked and self._places(when.asked)):
             self.counted.append(hit)
         elif went_on:
-            return
+            if hit.firm and hit.entry.kind == "exception" and signature.role == "root" and self._was_last_heard(hit):
+                self.left_behind.append(hit)
         elif signature.role == "root":
             self._worth(hit).append(hit)
         elif hit.entry.kind == "exception" or not _TRIED_AGAIN.search(hit.entry.text):
             self.counted.append(hit)
+
+    def _was_last_heard(self, hit: Hit) -> bool:
+        chain, begin = self._ends[hit.entry.stream]
+        return len(self._ends) > 1 and chain == hit.entry.chain and begin <= hit.index
+
+    def stopped(self) -> Entry | None:
+        """The line that says that somebody stopped it: no success, though no failure of its own either."""
+        cancelled = self._places(_CANCELLED)
+        interrupted = (
+            index
+            for index in self._places(_INTERRUPTED)
+            if self.entries[index].kind == "exception" and not self.entries[index].ignored
+        )
+        found = next((index for index in (*cancelled, *interrupted) if not self.went_on_after(index)), None)
+        return None if found is None else self.entries[found]
 
     def _worth(self, hit: Hit) -> list[Hit]:
         """Where a root belongs: stated outright, warned of, or only pointed to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import sys
 import zlib
@@ -19,6 +20,8 @@ from core.troubleshoot.prefixes import Origin
 
 STDIN = "-"
 MOST_FILES = 2000
+LOOKED_AT = 8192
+_CONTROL = bytes({*range(1, 32), 127} - {*b"\a\b\t\n\v\f\r\x1b"})
 _LOG_NAME = re.compile(
     r"\.(?:log|txt|out|err|stdout|stderr|gz)(?:\.\d+)?$|^(?:stdout|stderr|log|output)$|-\d+\.(?:out|err)$|\.[oe]\d+$"
 )
@@ -39,6 +42,8 @@ def find_logs(names: Sequence[str], runs_dir: Path | None = None) -> list[Path]:
 
 
 def _logs_of(name: str, runs_dir: Path | None) -> list[Path]:
+    if not name:
+        raise InputError("the name of a log is empty", "name a log file, a folder, a run, or - for standard input")
     path = Path(name)
     if name == STDIN or path.is_file():
         return [path]
@@ -55,6 +60,8 @@ def _logs_of(name: str, runs_dir: Path | None) -> list[Path]:
         raise InputError(
             f"there is no log, folder or run {name!r}", "name a log file, a folder, a run, or - for standard input"
         )
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"{name} cannot be read: Permission denied")
     if (path / "plan.json").is_file() and (path / "stages").is_dir():
         return _logs_of_run(RunDirectory(path.absolute()), name)
     found = sorted(file for file in path.rglob("*") if _is_log(file, path))
@@ -102,18 +109,33 @@ def open_log(path: Path) -> Iterator[BinaryIO]:
         return
     try:
         with path.open("rb") as file:
-            yield cast(BinaryIO, _Unpacked(path, file)) if path.suffix == ".gz" else file
+            if path.suffix == ".gz":
+                yield cast(BinaryIO, Unpacked(path, file))
+                return
+            if _is_binary(file.peek(LOOKED_AT)[:LOOKED_AT]):
+                raise InputError(
+                    f"{path} is not text", "name the log; of archives only .gz of a single log is unpacked"
+                )
+            yield file
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-class _Unpacked:
+def _is_binary(head: bytes) -> bool:
+    """More control characters than colours and progress bars explain. NUL is not counted: a node that crashed leaves blocks of it."""
+    said = head.replace(b"\0", b"")
+    return len(said) - len(said.translate(None, _CONTROL)) > 0.05 * len(said)
+
+
+class Unpacked:
     """The content of a .gz file, as far as it goes: one that is still being written, or was cut, has no proper end."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
         self._file = gzip.open(file)  # noqa: SIM115 (the caller closes what it opened)
         self._ended = False
+        self.cut = False
+        """Whether the file stopped before its end."""
 
     def read(self, size: int) -> bytes:
         parts: list[bytes] = []
@@ -121,7 +143,7 @@ class _Unpacked:
             try:
                 part = self._file.read1(size)
             except EOFError:
-                part = b""
+                part, self.cut = b"", True
             except (gzip.BadGzipFile, zlib.error) as error:
                 raise InputError(f"{self._path} is not a whole gzip file: {error}") from None
             self._ended = not part

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
-from core.language import tr
-from core.text.cells import wrapped
+from core.language import tr, tr_later
+from core.text.cells import cells, wrapped
 from core.text.plain import plain
 from core.troubleshoot.diagnose import Diagnosis, Finding
 from core.troubleshoot.judge import HEALTHY, UNKNOWN
+from core.troubleshoot.logs import STDIN
 from core.troubleshoot.signature import Signature
 
 WIDTH = 100
+MOST_EVIDENCE = 5
+"""Lines of the terminal for the line of the log that the verdict rests on."""
+_ISSUE = re.compile(r"([\w.-]+/[\w.-]+)#(\d+)")
+_AFTER_TRACEBACK = tr_later(
+    "If the last file above is your own code, mend it there. Otherwise look for the words of the last line among the issues of the "
+    "package that the file belongs to. Give all logs of all nodes at once (llm-wizard diagnose FOLDER): another rank may say more."
+)
+_WITHOUT_TRACEBACK = tr_later(
+    "These lines give no reason. Give all logs of all nodes at once (llm-wizard diagnose FOLDER): another rank may say more. Then ask "
+    "the scheduler (sacct -j JOB -o state,exitcode,reason) and the node's kernel (dmesg -T | tail) who ended it."
+)
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
     """Verdict, evidence, cause, what to do and sources; never an escape sequence or a secret of the log."""
     lines: list[str] = []
     if diagnosis.verdict == HEALTHY:
-        lines.append(tr("✓ healthy: no known failure and no exception that ended a process"))
+        lines.append("✓ " + tr("healthy: no known failure and no exception that ended a process"))
+        if diagnosis.lines:
+            lines.append("  " + tr("lines read: {lines}, logs: {files}", lines=diagnosis.lines, files=diagnosis.files))
     elif diagnosis.verdict == UNKNOWN:
         lines += _unknown(diagnosis)
     else:
@@ -32,6 +47,8 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
         lines += ["", tr("worth knowing, though no failure:")]
         for note in diagnosis.notes:
             lines += [*_short(note), *_paragraph("", tr(note.signature.fix), "    ")]
+    if diagnosis.unread:
+        lines += ["", tr("not read:"), *(line for reason in diagnosis.unread for line in _folded("  - ", reason))]
     return plain("\n".join(lines)) + "\n"
 
 
@@ -52,7 +69,8 @@ def _verdict(finding: Finding) -> list[str]:
         lines += _paragraph(tr("type"), command)
     elif signature.check:
         lines += _paragraph(tr("check"), f"llm-wizard doctor --only {signature.check}")
-    lines += _paragraph(tr("sources"), ", ".join(signature.sources))
+    lines.append("  " + tr("sources") + ":")
+    lines += [line for source in signature.sources for line in _folded("    ", _address(source))]
     return lines
 
 
@@ -60,7 +78,10 @@ def _unknown(diagnosis: Diagnosis) -> list[str]:
     lines = ["? " + tr("unknown: it failed, and no known failure explains it")]
     if diagnosis.excerpt:
         lines += ["", tr("the first thing that went wrong, {place}:", place=diagnosis.excerpt_place)]
-        lines += [f"    {line}" for line in diagnosis.excerpt]
+        for line in diagnosis.excerpt:
+            lines += _folded("    ", line)
+    raised = any(line.lstrip().startswith(("Traceback", "File ")) for line in diagnosis.excerpt)
+    lines += ["", *_paragraph(tr("what to do"), tr(_AFTER_TRACEBACK if raised else _WITHOUT_TRACEBACK))]
     return lines
 
 
@@ -68,14 +89,47 @@ def _evidence(finding: Finding) -> list[str]:
     if finding.line is None:
         return ["  " + tr("the exit code says so; the logs end without a word")]
     origin = f" ({finding.origin})" if finding.origin else ""
-    return [f"  {finding.file}:{finding.line}{origin}", f"    | {finding.text}"]
+    return [f"  {_place(finding)}{origin}", *_shortened(_folded("    | ", finding.text), MOST_EVIDENCE)]
 
 
 def _short(finding: Finding) -> list[str]:
-    return [f"  - {finding.signature.id}  {finding.file}:{finding.line}", f"      | {finding.text[:160]}"]
+    return [f"  - {finding.signature.id}  {_place(finding)}", *_shortened(_folded("      | ", finding.text), 1)]
+
+
+def _shortened(lines: list[str], most: int) -> list[str]:
+    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]
+
+
+def _place(finding: Finding) -> str:
+    name = tr("standard input") if finding.file == STDIN else finding.file
+    return f"{name}:{finding.line}"
+
+
+def _address(source: str) -> str:
+    """Where a browser finds it: `owner/name#12` is an issue or pull request of GitHub."""
+    found = _ISSUE.fullmatch(source)
+    return f"https://github.com/{found[1]}/issues/{found[2]}" if found else source
+
+
+def _width() -> int:
+    return max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def _folded(mark: str, text: str) -> list[str]:
+    """A log's line as it is, in lines of the terminal's width: between words where a line has a late one, else anywhere."""
+    room = _width() - cells(mark) - 2
+    lines = []
+    while cells(text) > room:
+        end = len(text)
+        while cells(text[:end]) > room:
+            end -= max(1, (cells(text[:end]) - room) // 2)
+        space = text.rfind(" ", end // 2, end)
+        end = space + 1 if space > 0 else end
+        lines.append(mark + text[:end].rstrip())
+        text = text[end:]
+    return [*lines, mark + text]
 
 
 def _paragraph(name: str, text: str, indent: str = "  ") -> list[str]:
     first = f"{indent}{name}: " if name else indent
-    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
-    return wrapped(text, width, first, indent + "  ")
+    return wrapped(text, _width(), first, indent + "  ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,15 +35,17 @@ def diagnose_verb(options: argparse.Namespace) -> int:
     from core.troubleshoot.judge import UNKNOWN
     from core.troubleshoot.text import diagnosis_text
 
+    if options.stalled_for is not None and not 0 <= options.stalled_for < math.inf:
+        raise InputError(f"--stalled-for {options.stalled_for:g}: seconds without output are expected")
     diagnosis = diagnose(options.logs, options.exit_code, options.stalled_for, options.runs_dir)
     bundle: Path | None = options.bundle
     if bundle is None and diagnosis.verdict == UNKNOWN and not options.json:
-        bundle = Path(f"llm-wizard-diagnosis-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
+        bundle = _free_name()
     written = ""
     if bundle is not None and diagnosis.verdict == UNKNOWN:
         try:
             write_bundle(bundle, diagnosis, _runs(options.logs, options.runs_dir))
-            written = tr("for a bug report, without secrets: {path}", path=bundle)
+            written = tr("to attach to a bug report, tokens masked; look through it first: {path}", path=bundle)
         except InputError as error:
             if options.bundle:
                 raise
@@ -58,6 +62,12 @@ def diagnose_verb(options: argparse.Namespace) -> int:
         if written:
             print(f"\n{written}")
     return ExitCode.FAILED if diagnosis.failed else ExitCode.DONE
+
+
+def _free_name() -> Path:
+    stem = f"llm-wizard-diagnosis-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (f"{stem}{end}.tar.gz" for end in ("", *(f"-{number}" for number in range(2, 100))))
+    return Path(next((name for name in names if not os.path.lexists(name)), f"{stem}.tar.gz"))
 
 
 def _runs(names: list[str], runs_dir: Path) -> list[RunDirectory]:

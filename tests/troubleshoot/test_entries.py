@@ -98,3 +98,19 @@ def test_escapes_are_gone_before_anything_is_read() -> None:
     assert exceptions("\x1b[31mTraceback (most recent call last):\x1b[0m\n\x1b]0;title\x07ValueError: x\n") == [
         "ValueError: x"
     ]
+
+
+def test_a_traceback_that_a_json_log_folds_into_one_line_is_read_as_lines() -> None:
+    folded = r'{"level": "error", "exc": "Traceback (most recent call last):\n  File \"a.py\", line 1, in f\n    g()\nKeyError: \"x\""}'
+    found = annotate(folded + "\nafter\n")
+    assert [entry.kind for entry in found] == ["header", "frame", "source", "exception", "message"]
+    assert [entry.number for entry in found] == [1, 1, 1, 1, 2]
+    assert found[3].text.startswith('KeyError: "x"')
+
+
+def test_an_exception_that_another_announces_belongs_to_it() -> None:
+    text = "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:\nAttributeError: no meta\n"
+    one, other = annotate('Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\n' + text)[-2:]
+    assert one.chain == other.chain is not None
+    one, other = annotate("ValueError: one\nAttributeError: two\n")
+    assert one.chain != other.chain

@@ -119,3 +119,44 @@ def test_exceptions_in_destructors_are_no_failure(diagnose_text: DiagnoseText) -
         '  File "/w/e.py", line 3, in __del__\n    self.x.close()\nAttributeError: x\n'
     )
     assert diagnose_text(text).verdict == "healthy"
+
+
+def test_a_rank_that_fell_silent_after_its_cause_explains_a_bad_end(diagnose_text: DiagnoseText) -> None:
+    """Lines of other ranks that were held back are no sign that this rank went on."""
+    late = "".join(of_rank(0, line) for line in STEPS.splitlines())
+    launcher = (
+        "E1103 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: 1) local_rank: 3 (pid: 11)\n"
+    )
+    assert diagnose_text(of_rank(3, OOM) + late + launcher).verdict == "cuda-oom"
+    assert diagnose_text(of_rank(3, OOM + STEPS) + late + launcher).verdict != "cuda-oom"
+    assert diagnose_text(of_rank(3, OOM) + late).verdict == "healthy"
+
+
+def test_a_cancelled_job_is_not_healthy(diagnose_text: DiagnoseText) -> None:
+    line = "slurmstepd: error: *** STEP 411223.0 ON c1 CANCELLED AT 2025-09-11T12:00:17 ***\n"
+    assert diagnose_text(STEPS + line).verdict == "unknown"
+    assert diagnose_text(OOM + line).verdict == "cuda-oom"
+    assert diagnose_text(STEPS + line + line.replace("***\n", "DUE TO TIME LIMIT ***\n")).verdict == "slurm-time-limit"
+
+
+def test_a_run_that_was_interrupted_is_not_healthy(diagnose_text: DiagnoseText) -> None:
+    head = 'Traceback (most recent call last):\n  File "/w/a.py", line 9, in f\n    g()\n'
+    for last in (
+        "KeyboardInterrupt\n",
+        "torch.distributed.elastic.multiprocessing.api.SignalException: Process 5 got signal: 15\n",
+    ):
+        assert diagnose_text(STEPS + head + last).verdict == "unknown"
+        assert diagnose_text(head + last + STEPS).verdict == "healthy"
+        assert diagnose_text(OOM + head + last).verdict == "cuda-oom"
+
+
+def test_an_inner_exception_nobody_knows_leaves_the_failure_that_announces_it(diagnose_text: DiagnoseText) -> None:
+    text = (
+        'Traceback (most recent call last):\n  File "/w/a.py", line 9, in f\n    g()\n'
+        "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:\n"
+    )
+    assert (
+        diagnose_text(text + "AttributeError: 'NoneType' object has no attribute 'meta'\n").verdict
+        == "inductor-backend-failed"
+    )
+    assert diagnose_text(text + "torch.OutOfMemoryError: CUDA out of memory.\n").verdict == "cuda-oom"

@@ -113,5 +113,5 @@ def test_hostile_text_is_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "hostile.log"
     path.write_text("\n".join(lines), encoding="utf-8")
     assert diagnose([path]).verdict
-    path.write_bytes(chance.randbytes(300_000))
+    path.write_bytes(b"step 1/9  loss 4.0\n" * 500 + chance.randbytes(300_000))
     assert diagnose([path]).verdict

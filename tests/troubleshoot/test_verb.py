@@ -14,6 +14,11 @@ import pytest
 
 from conftest import MakeRun, wizard
 from core.files import write_json
+from core.text.cells import cells
+from core.troubleshoot import verb
+from core.troubleshoot.text import diagnosis_text
+
+from .conftest import DiagnoseText
 
 CANARY = "hf_" + "CanaryCanaryCanary0123456789"
 OOM = "[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
@@ -87,6 +92,59 @@ def test_a_gz_that_is_cut_short_is_read_as_far_as_it_goes(log: Path, tmp_path: P
     assert json.loads(wizard("diagnose", "cut.log.gz", "--json", cwd=tmp_path).stdout)["verdict"] == "cuda-oom"
 
 
+def test_a_name_that_is_not_utf8_is_printed_as_far_as_it_can_be(log: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"tr\xffain.log")
+    log.rename(tmp_path / name)
+    document = json.loads(wizard("diagnose", name, "--json", cwd=tmp_path).stdout)
+    assert (document["verdict"], document["findings"][0]["file"]) == ("cuda-oom", "tr\ufffdain.log")
+    done = wizard("diagnose", name, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "tr\ufffdain.log:2 (rank 3)" in done.stdout
+    missing = wizard("diagnose", os.fsdecode(b"n\xffone.log"), cwd=tmp_path)
+    assert missing.returncode == 64
+    assert "Traceback" not in missing.stderr
+
+
+def test_what_cannot_be_read_in_a_folder_is_left_out_and_named(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.gz").write_bytes(b"no gzip")
+    (tmp_path / "weights.out").write_bytes(bytes(range(256)) * 40)
+    whole = gzip.compress(b"".join(b"filler %d\n" % (n * 7919) for n in range(20_000)))
+    (tmp_path / "cut.log.gz").write_bytes(whole[:-2000])
+    done = wizard("diagnose", ".", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cuda-oom" in done.stdout
+    unread = json.loads(wizard("diagnose", ".", "--json", cwd=tmp_path).stdout)["unread"]
+    assert [text.split()[0] for text in unread] == ["bad.gz", "cut.log.gz:", "weights.out"]
+    for text in unread:
+        assert text in done.stdout
+
+
+def test_a_log_without_a_line_is_no_healthy_log(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("\n \n")
+    done = wizard("diagnose", "a.log", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "no line stands in a.log" in done.stderr
+    assert wizard("diagnose", "a.log", "--exit-code", "137", cwd=tmp_path).returncode == 2
+
+
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text(OOM.strip() + " 長い" * 300 + "\n" + OOM)
+    (tmp_path / "b.log").write_text(STRANGE.replace("shard 7", "shard 7 " * 100))
+    for name in ("a.log", "b.log"):
+        done = wizard("diagnose", name, cwd=tmp_path, COLUMNS="80")
+        lines = done.stdout.splitlines()
+        assert [line for line in lines if cells(line) > 80 and "tar.gz" not in line] == []
+
+
+def test_two_archives_of_the_same_second_have_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    for end in ("", "-2", "-3"):
+        path = verb._free_name()
+        assert path.name == f"llm-wizard-diagnosis-20260101-000000{end}.tar.gz"
+        path.touch()
+
+
 def test_the_logs_of_several_nodes_are_one_story_in_the_order_of_time(tmp_path: Path) -> None:
     (tmp_path / "node-1.log").write_text("2024-05-01 10:00:09 x\n" + OOM)
     (tmp_path / "node-2.log").write_text("2024-05-01 10:00:04 x\nOSError: [Errno 28] No space left on device\n")
@@ -142,6 +200,28 @@ def test_the_archive_goes_where_it_is_told_and_replaces_nothing(tmp_path: Path) 
     assert "mine.tar.gz exists" in again.stderr
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_" + "a1" * 17,
+        "AKIA" + "IOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY=" + "wJalrXUtnFEMI/K7MDENG",
+        "https://me:" + "pass-word@proxy:8080",
+        "Authorization: Bearer " + "abcdef.123456",
+        "eyJhbGciOiJIUzI1" + ".eyJzdWIiOiIxIn0x.abc",
+        "ghp_" + "a1" * 18,
+        "sk-proj-" + "a1" * 20,
+        "wandb login " + "0123456789abcdef" * 2 + "01234567",
+    ],
+)
+def test_no_kind_of_secret_is_shown(secret: str, diagnose_text: DiagnoseText) -> None:
+    found = diagnose_text(STRANGE.replace("shard 7", f"x {secret} y"))
+    shown = diagnosis_text(found)
+    assert secret.partition("@")[0][-8:] not in shown
+    assert "***" in shown
+    assert found.excerpt[-1].endswith(" y")
+
+
 def test_escapes_and_secrets_of_a_log_are_not_printed(tmp_path: Path) -> None:
     text = (
         f"\x1b]0;title\x07\x1b[2J\x9b31mRuntimeError: CUDA out of memory {CANARY} \x1b]52;c;aGk=\x07\u202e\n"
@@ -161,6 +241,9 @@ def test_escapes_and_secrets_of_a_log_are_not_printed(tmp_path: Path) -> None:
     [
         (["nothing.log"], "there is no log, folder or run"),
         (["empty"], "no logs in empty"),
+        ([""], "the name of a log is empty"),
+        (["weights.log"], "is not text"),
+        (["train.log", "--stalled-for", "-5"], "seconds without output are expected"),
         (["bad.gz"], "is not a whole gzip file"),
         (["secret.log"], "cannot be read"),
         ([], "the following arguments are required: LOG"),
@@ -170,6 +253,7 @@ def test_escapes_and_secrets_of_a_log_are_not_printed(tmp_path: Path) -> None:
 def test_a_mistake_is_answered_with_a_message_and_64(argv: list[str], words: str, log: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.gz").write_bytes(b"no gzip")
+    (tmp_path / "weights.log").write_bytes(bytes(range(256)) * 40)
     (tmp_path / "secret.log").symlink_to("secret.log")  # a loop cannot be opened by anybody
     done = wizard("diagnose", *argv, cwd=tmp_path)
     assert done.returncode == 64
