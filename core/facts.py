@@ -46,7 +46,7 @@ class Facts:
 
 
 def gather_facts(runs_dir: Path, python: str | None, files: list[str], gpus: tuple[Gpu, ...] | None = None) -> Facts:
-    """Ask the machine. Never raises for a missing GPU, driver or file; StageError for a driver that does not answer."""
+    """Ask the machine. Never raises for a missing GPU, driver or file; StageError for a driver or a GPU that does not answer."""
     existing = next(folder for folder in (runs_dir, *runs_dir.parents) if folder.exists())
     return Facts(
         python=python or sys.executable,
@@ -70,37 +70,78 @@ def find_gpus_in_time(seconds: float = GPU_TIMEOUT_S) -> tuple[Gpu, ...]:
     """`find_gpus`; a stuck driver holds whoever asks it, for ever.
 
     Raises:
-        StageError: the driver did not answer in time. No GPUs would be another answer, and plan for a CPU.
+        StageError: the driver did not answer in time, or as `find_gpus` says. No GPUs would be another answer, and plan for a CPU.
     """
-    found: list[tuple[Gpu, ...]] = []
-    asking = threading.Thread(target=lambda: found.append(find_gpus()), daemon=True)
+    found: list[tuple[Gpu, ...] | StageError] = []
+
+    def ask() -> None:
+        try:
+            found.append(find_gpus())
+        except StageError as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(seconds)
     if not found:
         raise StageError(
             f"the NVIDIA driver did not answer within {seconds:.0f} s", "llm-wizard doctor --only gpu,cuda"
         )
+    if isinstance(found[0], StageError):
+        raise found[0]
     return found[0]
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that a child process would see: NVML's list, narrowed by CUDA_VISIBLE_DEVICES; empty without a driver."""
+    """The GPUs that a child process would see: NVML's list, narrowed by CUDA_VISIBLE_DEVICES; empty without a driver.
+
+    Raises:
+        StageError: the driver is there and does not work, or one of these GPUs does not answer.
+    """
+    import pynvml
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    if wanted is not None and all(name == "-1" for name in wanted):
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return ()
+    except pynvml.NVMLError as error:
+        raise StageError(
+            f"the NVIDIA driver does not work: {error}",
+            "llm-wizard doctor --only cuda.driver; `CUDA_VISIBLE_DEVICES= llm-wizard ...` plans for the CPU",
+        ) from None
+    try:
+        gpus = [_look_at(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+    healthy = [gpu for gpu in gpus if isinstance(gpu, Gpu)]
+    if wanted is None:
+        chosen: list[Gpu | str] = list(gpus)
+    else:
+        # UUIDs and MIG names are counted, not resolved: the plan needs how many and how large.
+        chosen = [
+            gpus[int(name)] if name.isdigit() and int(name) < len(gpus) else healthy[0]
+            for name in wanted
+            if name != "-1" and healthy
+        ]
+    if lost := [gpu for gpu in chosen if isinstance(gpu, str)]:
+        others = ",".join(str(index) for index, gpu in enumerate(gpus) if isinstance(gpu, Gpu))
+        raise StageError(
+            "; ".join(lost),
+            f"llm-wizard doctor --only gpu says more; `CUDA_VISIBLE_DEVICES={others} llm-wizard ...` goes without it",
+        )
+    return tuple(gpu for gpu in chosen if isinstance(gpu, Gpu))
+
+
+def _look_at(index: int) -> Gpu | str:
+    """The GPU, or in words that it does not answer."""
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        gpus = [Gpu(str(pynvml.nvmlDeviceGetName(h)), int(pynvml.nvmlDeviceGetMemoryInfo(h).total)) for h in handles]
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return tuple(gpus)
-    # UUIDs and MIG names are counted, not resolved: the plan needs how many and how large.
-    wanted = [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
-    return tuple(gpus[int(w)] if w.isdigit() and int(w) < len(gpus) else gpus[0] for w in wanted if gpus)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return Gpu(str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))
+    except pynvml.NVMLError as error:
+        return f"GPU {index} does not answer: {error}"

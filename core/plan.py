@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from core.errors import InputError
 from core.facts import Facts
 from core.preset import Preset
 from core.runs.directory import RunDirectory
 from core.stages import BY_ID, STAGES
 from core.stages.base import StagePlan
+from core.text.plain import plain
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def make_plan(
     first: str | None = None,
     last: str | None = None,
 ) -> Plan:
-    """Plan every stage. Raises InputError for an unknown stage, or `first` after `last`."""
+    """Plan every stage. Raises InputError for an unknown stage, `first` after `last`, or names that are not UTF-8."""
     order = [stage.id for stage in STAGES]
     for stage_id in (first, last):
         if stage_id is not None and stage_id not in BY_ID:
@@ -58,4 +61,17 @@ def make_plan(
             outside = f"before --from {first}" if position < start else f"after --until {last}"
             planned = StagePlan(**{**vars(planned), "skip": outside, "outputs": {}})
         stages.append(planned)
-    return Plan(preset, preset_name, tuple(stages))
+    plan = Plan(preset, preset_name, tuple(stages))
+    try:
+        orjson.dumps(plan.document())
+    except TypeError:
+        shown = plain(preset_name if run.root.name.isascii() and not _is_utf8(preset_name) else str(run.root))
+        hint = "give the folder or file another name, or choose another runs folder with --runs-dir"
+        raise InputError(
+            f"a path of this run has bytes that are not UTF-8, which no JSON can hold: {shown}", hint
+        ) from None
+    return plan
+
+
+def _is_utf8(text: str) -> bool:
+    return text == text.encode("utf-8", "replace").decode()

@@ -35,6 +35,12 @@ def test_planning_touches_nothing_and_gives_the_same_twice() -> None:
     assert not RUN.root.exists()
 
 
+def test_a_name_that_json_cannot_hold_is_refused() -> None:
+    run = RunDirectory(Path(b"/runs/caf\xe9".decode("utf-8", "surrogateescape")))
+    with pytest.raises(InputError, match=r"not UTF-8, which no JSON can hold: /runs/caf\?"):
+        make_plan(Preset(), "p", FACTS, run)
+
+
 def test_every_stage_has_command_environment_inputs_and_outputs() -> None:
     plan = plan_of({"corpus": {"script": "/s.py"}})
     assert [stage.id for stage in plan.stages] == [stage.id for stage in STAGES]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core.doctor.fix import Block, Command, MoveAside, RemoveLines, Step, WriteFile
+from core.doctor.fix import AddLines, Block, Command, MoveAside, RemoveLines, Step, WriteFile
 from core.errors import StageError
 from core.files import write_atomically
 from core.runs.masking import Masker
@@ -32,6 +32,8 @@ def apply(step: Step, say: Say) -> None:
             _write(Path(step.path), step.text, say)
         elif isinstance(step, Block):
             _block(step, say)
+        elif isinstance(step, AddLines):
+            _add(step, say)
         elif isinstance(step, RemoveLines):
             _remove(step, say)
         else:
@@ -94,6 +96,17 @@ def _block(step: Block, say: Say) -> None:
         say(f"already so: {path}")
         return
     _rewrite(path, changed, say)
+
+
+def _add(step: AddLines, say: Say) -> None:
+    path = Path(step.path)
+    lines = path.read_text(errors="surrogateescape").splitlines() if path.is_file() else []
+    new = [line for line in step.lines if line not in lines]
+    if not new:
+        say(f"already so: {path}")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _rewrite(path, [*lines, *new], say)
 
 
 def _remove(step: RemoveLines, say: Say) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from core.doctor.check import Check, judge
 from core.doctor.finding import Finding, Observation
 from core.doctor.needs import Needs
+from core.runs.masking import Masker
 
 PROBE = Path(__file__).with_name("probe.py")
 TIMEOUT_S = 120.0
@@ -37,6 +38,7 @@ def wanted_of(needs: Needs, checks: Iterable[Check], imports: bool = False) -> d
         "packages": sorted({*needs.packages, *ALWAYS_LISTED}),
         "folder": needs.folder,
         "torch": needs.torch,
+        "open_files": needs.open_files,
         "imports": imports,
         "megatron": needs.megatron or None,
         "nodes": list(needs.nodes),
@@ -69,7 +71,7 @@ def observe(python: str, wanted: Mapping[str, Any], node: str) -> Iterator[Obser
                 answered = True
                 yield observation
             elif line.strip():
-                words.append(line.strip())
+                words.append(masked(line.strip()))
     except OSError as error:
         words = [str(error)]
     if answered:
@@ -120,11 +122,13 @@ def _lines(argv: list[str], python: str) -> Iterator[str]:
 
 
 def parse_line(line: str, node: str) -> Observation | None:
-    """One line of the probe; None for anything else on its output (a site hook's greeting, a warning)."""
+    """One line of the probe, secrets masked; None for anything else on its output (a site hook's greeting, a warning)."""
     try:
         document: Any = json.loads(line)
     except ValueError:
         return None
+    if masked(line) != line:
+        document = _without_secrets(document)
     if not isinstance(document, Mapping) or not isinstance(document.get("id"), str):
         return None
     value = document.get("value")
@@ -135,6 +139,20 @@ def parse_line(line: str, node: str) -> Observation | None:
         str(document.get("error", "" if isinstance(value, Mapping) else "unreadable")),
         str(document.get("detail", "")),
     )
+
+
+def masked(text: str) -> str:
+    """The text without what looks like a secret, or is one of this process's: a start-up file may print anything."""
+    return Masker().mask(text.encode()).decode()
+
+
+def _without_secrets(value: Any) -> Any:
+    """A document of JSON, each text in it masked."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, list):
+        return [_without_secrets(part) for part in value]
+    return {key: _without_secrets(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def parse_lines(output: str, node: str) -> dict[str, Observation]:

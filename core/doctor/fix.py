@@ -59,6 +59,17 @@ class Block:
 
 
 @dataclass(frozen=True)
+class AddLines:
+    """Lines that a text file gets at its end, those that are not in it."""
+
+    path: str
+    lines: tuple[str, ...]
+
+    def preview(self) -> tuple[str, ...]:
+        return (f"+++ {self.path}", *(f"+{line}" for line in self.lines))
+
+
+@dataclass(frozen=True)
 class RemoveLines:
     """Lines of a text file that are there again: (number from 1, text). A line that has changed since stays."""
 
@@ -80,17 +91,21 @@ class MoveAside:
         return (f'mv {path} {path}.bak-"$(date +%Y%m%d-%H%M%S)"',)
 
 
-Step = Command | WriteFile | Block | RemoveLines | MoveAside
+Step = Command | WriteFile | Block | AddLines | RemoveLines | MoveAside
 
 
 @dataclass(frozen=True)
 class Fix:
-    """`steps` are what `doctor --fix ID` does; a fix without steps is `advice`, which the user or an administrator types."""
+    """`steps` are what `doctor --fix ID` does; a fix without steps is `advice`, which the user or an administrator types.
+
+    `question` is asked before a fix that is safe and still the user's to decide.
+    """
 
     id: str
     risk: Risk
     steps: tuple[Step, ...] = ()
     advice: tuple[str, ...] = ()
+    question: str = ""
 
     @property
     def preview(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 The probe is piped to each node's training Python. At most ten connections are open at once; a node that does not answer
 becomes `unknown` with its reason, and the others are judged without it. The user's ~/.ssh is read by ssh and never written: no
-key is learnt, no question asked.
+key is learnt, no question asked. Where the user has had one made (`--fix ssh.config`), ssh uses a configuration of our own.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from core.doctor.check import Check, compare, judge
-from core.doctor.examine import PROBE, observe, parse_line, probe_timeout, wanted_of
+from core.doctor.checks.ssh import is_unknown
+from core.doctor.examine import PROBE, masked, observe, parse_line, probe_timeout, wanted_of
 from core.doctor.finding import Finding, Observation
 from core.doctor.fix import Fix
+from core.doctor.host_keys import offered_keys, own_configuration
 from core.doctor.needs import Needs
 from core.doctor.probe import own_addresses
 
@@ -59,7 +61,7 @@ def ssh_argv(node: str, needs: Needs, wanted: Mapping[str, Any]) -> list[str]:
     options = [word for name, value in SSH_OPTIONS.items() for word in ("-o", f"{name}={value}")]
     instead = json.dumps({**wanted, "instead_of": needs.python})
     remote = shlex.join(["sh", "-c", REMOTE, needs.python, json.dumps(wanted), instead])
-    return ["ssh", "-T", *options, "--", node, remote]
+    return ["ssh", *own_configuration(), "-T", *options, "--", node, remote]
 
 
 @dataclass
@@ -83,11 +85,13 @@ class Connection:
             text = line.decode("utf-8", "replace")
             observation = parse_line(text, self.node)
             if observation is None:
-                self.words.append(text.strip())
+                self.words.append(masked(text.strip()))
                 continue
             if self.first_after is None:
                 self.first_after = now - self.started
             self.seen.add(observation.id)
+            if observation.id == "ssh.batch":
+                continue  # a node cannot say how it was reached: `end` does
             if observation.id == "clock.skew" and observation.value is not None:
                 value = {"offset": offset_of(float(observation.value["time"]), self.started, now)}
                 observation = Observation(observation.id, self.node, value)
@@ -116,6 +120,7 @@ class Connection:
             "seconds": self.first_after if self.first_after is not None else waited,
             "words": "\n".join(words[-5:]),
             "node": self.node,
+            "offered": None,
         }
         if late and not self.seen:
             yield Observation("ssh.batch", self.node, error=reason.error, detail=reason.detail)
@@ -194,8 +199,10 @@ def _end(
 def examine_fleet(needs: Needs, checks: list[Check], imports: bool = False) -> Iterator[Finding]:
     """The findings of these checks on `needs.nodes`: those of one node as they come, comparisons once all have answered."""
     here = socket.gethostname()
+    from_here = {check.id for check in checks if check.scope in ("pair", "fleet")}
     for finding in _examine_nodes(needs, checks, here, imports):
-        yield finding if finding.node == here else _by_hand(finding)
+        # The way to a node, and what all nodes share, is mended at this end.
+        yield finding if finding.node == here or finding.id in from_here else _by_hand(finding)
 
 
 def _by_hand(finding: Finding) -> Finding:
@@ -216,11 +223,17 @@ def _examine_nodes(needs: Needs, checks: list[Check], here: str, imports: bool) 
     seen: dict[str, dict[str, Observation]] = {node: {} for node in needs.nodes}
     with Surroundings(needs) as surroundings:
         base = wanted_of(needs, [check for check in others if check.id not in ("net.gloo", "net.nccl")], imports)
+        strangers = []
         for observation in look_at_nodes(needs, surroundings.wanted(base), probe_timeout() + 60):
             seen[observation.node][observation.id] = observation
-            for check in others:
-                if check.compare is None and check.observation == observation.id:
-                    yield judge(check, observation, observation.node, needs)
+            if _is_stranger(observation):
+                strangers.append(observation)
+            else:
+                yield from _judge_one(others, observation, needs)
+    keys = offered_keys(observation.node for observation in strangers)
+    for observation in strangers:
+        value = {**(observation.value or {}), "offered": keys.get(observation.node)}
+        yield from _judge_one(others, replace(observation, value=value), needs)
     for name in ("net.gloo", "net.nccl"):
         if any(check.id == name for check in others):
             for observation in _all_reduce(needs, name, seen):
@@ -228,6 +241,17 @@ def _examine_nodes(needs: Needs, checks: list[Check], here: str, imports: bool) 
     for check in others:
         if check.compare is not None:
             yield from compare(check, {node: seen[node].get(check.observation) for node in needs.nodes}, needs)
+
+
+def _judge_one(checks: list[Check], observation: Observation, needs: Needs) -> Iterator[Finding]:
+    for check in checks:
+        if check.compare is None and check.observation == observation.id:
+            yield judge(check, observation, observation.node, needs)
+
+
+def _is_stranger(observation: Observation) -> bool:
+    value = observation.value if observation.id == "ssh.batch" else None
+    return value is not None and is_unknown(str(value["words"]))
 
 
 def _all_reduce(needs: Needs, name: str, seen: Mapping[str, Mapping[str, Observation]]) -> Iterator[Observation]:
@@ -306,7 +330,8 @@ class Surroundings:
         self._needs = needs
         self._nonce = uuid.uuid4().hex
         folder = Path(needs.folder)
-        self._folder = folder if folder.is_dir() else None
+        # Path.is_dir raises where a folder may not be looked into.
+        self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._listener = socket.socket()
 
     def __enter__(self) -> Surroundings:

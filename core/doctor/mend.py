@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.doctor import setup
 from core.doctor.apply import apply
+from core.doctor.checks import BY_ID, CHECKS
 from core.doctor.finding import Finding
-from core.doctor.fix import Fix
+from core.doctor.fix import Fix, Step
+from core.doctor.fold import nodes_text
+from core.doctor.home import ELSEWHERE
 from core.doctor.needs import Needs
 from core.errors import InputError, StageError
 from core.language import tr
@@ -21,7 +25,7 @@ from core.runs.state import list_runs
 from core.text.plain import plain
 
 Again = Callable[[frozenset[str]], tuple[list[Finding], Mapping[str, Mapping[str, Any]]]]
-"""Looks again at the checks named: their findings and values."""
+"""Looks again at the checks named: their findings on this machine and on all nodes, and this machine's values."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +76,46 @@ def jobs_of(
             jobs.append(Job(step.build(needs), checks, tr(step.title), step))
     known = {job.fix.id for job in jobs}
     for fix_id, members in by_fix.items():
-        fix = members[0].fix
-        if fix_id not in known and fix is not None and fix.runnable:
+        # What is shown as text for another node does not belong to what is done here.
+        members = [member for member in members if member.fix and member.fix.runnable] or members
+        fix = _together(members)
+        if fix_id not in known and fix.runnable:
             jobs.append(Job(fix, frozenset(finding.id for finding in members), members[0].summary))
     if asked is None:
         return jobs
     offered = {name for job in jobs for name in (job.fix.id, *job.checks)}
     if unknown := asked - offered:
-        only_text = [
-            finding.id for finding in findings if finding.id in unknown or (finding.fix and finding.fix.id in unknown)
+        by_hand = [
+            finding for finding in findings if finding.id in unknown or (finding.fix and finding.fix.id in unknown)
         ]
-        if only_text:
+        if by_hand:
+            where = f", on {nodes_text(sorted({finding.node for finding in by_hand}))}" if needs.nodes else ""
+            ids = dict.fromkeys(finding.id for finding in by_hand)
             raise InputError(
-                f"{', '.join(sorted(unknown))}: this has to be done by hand",
-                f"llm-wizard doctor --only {','.join(only_text)} says what to type",
+                f"{', '.join(sorted(unknown))}: this has to be done by hand{where}",
+                f"llm-wizard doctor --only {','.join(ids)} says there what to type",
             )
+        known_ids = {*BY_ID, *setup.BY_ID, *(check.fix for check in CHECKS if check.fix)}
+        for name in sorted(unknown - known_ids):
+            near = difflib.get_close_matches(name, known_ids, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else "`llm-wizard doctor --list --json` shows them"
+            raise InputError(f"there is no check or fix {name!r}", hint)
         raise InputError(
             f"nothing is to be mended by {', '.join(sorted(unknown))}",
             f"what can be mended now: {', '.join(sorted(offered)) or 'nothing'}",
         )
     return [job for job in jobs if asked & {job.fix.id, *job.checks}]
+
+
+def _together(members: list[Finding]) -> Fix:
+    """One fix for what a check found on several nodes: each step and each line of advice once."""
+    fixes = [member.fix for member in members if member.fix and member.id == members[0].id]
+    steps: list[Step] = []
+    for step in (step for fix in fixes for step in fix.steps):
+        if step not in steps:
+            steps.append(step)
+    advice = dict.fromkeys(line for fix in fixes for line in fix.advice)
+    return replace(fixes[0], steps=tuple(steps), advice=tuple(advice))
 
 
 def jobs_text(jobs: list[Job]) -> str:
@@ -114,22 +138,28 @@ def refuse_while_running(runs_dir: Path) -> None:
 
 
 def carry_out(jobs: list[Job], needs: Needs, again: Again, yes: bool, logs: Path, say: Callable[[str], None]) -> bool:
-    """Do the jobs one after the other; True where each passed its check afterwards.
+    """Do the jobs one after the other; True where each passed its check afterwards, on all nodes where there are some.
 
     What was done before is passed over, so that the same command goes on where it stopped. Asks before what is not safe.
 
     Raises:
         InputError: it would have to ask, and there is no terminal.
+        StageError: the log cannot be written.
     """
+    everywhere = True
     for number, job in enumerate(jobs, 1):
         say(f"# {number}/{len(jobs)} {job.fix.id} ({job.fix.risk}): {job.title}")
         for line in job.fix.preview:
             say(f"  {line}")
-        if job.fix.risk != "safe" and not yes and not _agreed(job.fix):
+        if (job.fix.risk != "safe" or job.fix.question) and not yes and not _agreed(job.fix):
             say(tr("left as it is: {fix}", fix=job.fix.id))
             return False
         log = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.fix.id}.log"
-        logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            log.touch()
+        except OSError as error:
+            raise StageError(f"the log {log} cannot be written: {error}", ELSEWHERE) from None
         try:
             with log.open("w", encoding="utf-8", errors="replace") as file:
 
@@ -146,38 +176,48 @@ def carry_out(jobs: list[Job], needs: Needs, again: Again, yes: bool, logs: Path
             say(tr("the log is {log}; the same command goes on here once it is mended", log=log))
             return False
         say(tr("the log is {log}", log=log))
-        if not _passes(job, needs, again, say):
-            return False
-    return True
-
-
-def _passes(job: Job, needs: Needs, again: Again, say: Callable[[str], None]) -> bool:
-    from core.doctor.text import finding_text
-
-    findings, values = again(job.checks | (OBSERVED_BY_SETUP if job.step else frozenset()))
-    mine = [finding for finding in findings if finding.id in job.checks]
-    if job.step is not None:
-        undone = {step.id for step in setup.missing_steps(values, needs)}
-        # conda's installer leaves nothing that the probe sees before the next step has made an environment.
-        if job.step.id in undone and job.step.id != "setup.conda":
+        findings, values = again(job.checks | (OBSERVED_BY_SETUP if job.step else frozenset()))
+        mine = [finding for finding in findings if finding.id in job.checks]
+        # Where the set-up stands is decided by values; other nodes that lack it don't hold it up here.
+        passed = not any(finding.status in ("fail", "unknown") for finding in mine)
+        if job.step is not None and not _is_done(job.step, values, needs):
             say(tr("{fix} ran, but is not done", fix=job.fix.id))
-            for finding in mine:
-                say(finding_text(finding))
+            _tell_of(mine, needs, say)
             return False
-        say(tr("done: {fix}", fix=job.fix.id))
-        return True
-    for finding in mine:
-        say(finding_text(finding))
-    return not any(finding.status in ("fail", "unknown") for finding in mine)
+        if job.step is not None:
+            say(tr("done: {fix}", fix=job.fix.id))
+        if job.step is None or needs.nodes:
+            _tell_of(mine, needs, say)
+            everywhere = everywhere and passed
+        if job.step is None and not passed:
+            return False
+    return everywhere
+
+
+def _is_done(step: setup.SetupStep, values: Mapping[str, Mapping[str, Any]], needs: Needs) -> bool:
+    # conda's installer leaves nothing that the probe sees before the next step has made an environment.
+    return step.id == "setup.conda" or step.id not in {undone.id for undone in setup.missing_steps(values, needs)}
+
+
+def _tell_of(findings: list[Finding], needs: Needs, say: Callable[[str], None]) -> None:
+    """The findings after a fix, said once for the nodes that are alike."""
+    from core.doctor.text import alike, finding_text
+
+    several = len({finding.node for finding in findings}) > 1
+    for nodes, same in alike(findings):
+        names = [name for node in nodes for name in (needs.nodes if node == "all" else (node,))]
+        for finding in same:
+            say(finding_text(finding, nodes=nodes_text(names) if several else ""))
 
 
 def _agreed(fix: Fix) -> bool:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InputError(
-            f"{fix.id} is {fix.risk} and there is no terminal to ask on", "add --yes, or look first with --dry-run"
+            f"{fix.id} is to be asked about, and there is no terminal to ask on",
+            "look at it with --dry-run, then add --yes",
         )
     try:
-        answer = input(tr("do this? [y/N] "))
+        answer = input(fix.question or tr("do this? [y/N] "))
     except (EOFError, KeyboardInterrupt):
         print()
         return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from core.doctor.home import user_home
 from core.doctor.profiles import MODERN, ORIGINAL, Profile
 
 EVERY_STAGE = ("orjson", "psutil", "pydantic")
@@ -140,7 +141,7 @@ def needs_for(plan: Mapping[str, Any], profile: str | None = None) -> Needs:
     needs = needs_of(plan)
     if (profile or ("original" if preset["pretrain"]["backend"] == "megatron" else "modern")) == "modern":
         return needs
-    return original_needs(needs, str(Path.home()), preset["cluster"]["python"])
+    return original_needs(needs, str(user_home()), preset["cluster"]["python"])
 
 
 def original_needs(needs: Needs, home: str, python: str | None) -> Needs:

@@ -101,7 +101,7 @@ def look_at_libraries(wanted: dict[str, Any]) -> dict[str, Any]:
     torch = package_folder("torch")
     resolved: dict[str, str] = {}
     library = torch and torch / "lib" / "libtorch_cuda.so"
-    if library and library.is_file() and shutil.which("ldd"):
+    if library and is_file(library) and shutil.which("ldd"):
         _, output = run(["ldd", str(library)], 8)
         for line in output.splitlines():
             match = re.match(r"\s*(lib(?:cudart|nccl|stdc\+\+)\S*) => (\S+)", line)
@@ -113,36 +113,47 @@ def look_at_libraries(wanted: dict[str, Any]) -> dict[str, Any]:
         "torch": str(torch) if torch else None,
         "is_conda": (Path(sys.prefix) / "conda-meta").is_dir(),
         "path": folders,
-        "missing": [folder for folder in folders if not Path(folder).is_dir()],
+        "missing": [folder for folder in folders if not is_folder(Path(folder))],
         "resolved": resolved,
         "hooks": sorted(path.name for path in (Path(sys.prefix) / "etc" / "conda" / "activate.d").glob("*.sh")),
     }
 
 
+SET_UP = re.compile(
+    r"(source|\.|conda activate|ulimit|module)\s|export\s+((LD_LIBRARY_|PYTHON|MAN)?PATH|(CUDA|NCCL|TORCH|OMP)_\w+)="
+)
+"""Lines that set-up puts into a start-up file. What else is exported may be a secret: it is not even looked at."""
+
+
 def look_at_shell(wanted: dict[str, Any]) -> dict[str, Any]:
     """Lines that stand twice in ~/.bashrc, and what a shell prints that was started the way sshd starts one."""
-    path = Path("~/.bashrc").expanduser()
+    path = at_home(".bashrc")
     repeated: list[list[Any]] = []
     seen = set()
-    if path.is_file():
+    if is_file(path):
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             words = line.strip()
-            if not re.match(r"(source|\.|conda activate|ulimit|module|export)\s", words):
+            if not SET_UP.match(words):
                 continue
             if words in seen:
                 repeated.append([number, line])
             seen.add(words)
-    noise = ""
-    if shutil.which("bash"):
-        noise = in_new_shell("true")
-    return {"path": str(path), "repeated": repeated, "prints": noise.strip()[:500]}
+    printed, complained = in_new_shell("true") if shutil.which("bash") else ("", "")
+    return {
+        "path": str(path),
+        "repeated": repeated,
+        "prints": printed.strip()[:500],
+        # bash says a locale that is missing once for each of its categories.
+        "complains": "\n".join(dict.fromkeys(complained.strip().splitlines()))[:500],
+    }
 
 
-def in_new_shell(command: str) -> str:
-    """What bash prints for a command when it is started the way sshd starts it: with ~/.bashrc, without a terminal."""
+def in_new_shell(command: str) -> tuple[str, str]:
+    """Output and errors of a command in a bash that is started the way sshd starts it: with ~/.bashrc, without a terminal."""
     environment = dict(os.environ, SSH_CLIENT="127.0.0.1 1 22", SSH_CONNECTION="127.0.0.1 1 127.0.0.1 22", SHLVL="0")
     environment.pop("BASH_ENV", None)
-    return run(["bash", "-c", command], 8, environment)[1]
+    _, output, errors = run_apart(["bash", "-c", command], 8, environment)
+    return output, errors
 
 
 # CUDA
@@ -157,7 +168,7 @@ def look_at_toolkit(wanted: dict[str, Any]) -> dict[str, Any]:
     real = set()
     for folder in folders:
         path = Path(folder or ".") / "nvcc"
-        if path.is_file() and os.access(str(path), os.X_OK) and os.path.realpath(str(path)) not in real:
+        if is_file(path) and os.access(str(path), os.X_OK) and os.path.realpath(str(path)) not in real:
             real.add(os.path.realpath(str(path)))
             found.append({"path": str(path), "version": nvcc_version(str(path))})
     return {"nvcc": found, "cuda_home": home, "torch": torch_build()}
@@ -240,19 +251,19 @@ def look_at_headers(wanted: dict[str, Any]) -> dict[str, Any]:
     pybind11 = package_folder("pybind11")
     return {
         "python_h": str(header),
-        "present": header.is_file(),
+        "present": is_file(header),
         "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
         "config": config,
         "config_suffix": first_line([config, "--extension-suffix"]) if config else None,
-        "pybind11": bool(pybind11 and (pybind11 / "include" / "pybind11" / "pybind11.h").is_file()),
+        "pybind11": bool(pybind11 and is_file(pybind11 / "include" / "pybind11" / "pybind11.h")),
     }
 
 
 def look_at_extension_cache(wanted: dict[str, Any]) -> dict[str, Any]:
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path("~/.cache/torch_extensions").expanduser())
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or at_home(".cache/torch_extensions"))
     now = time.time()
     locks = []
-    if folder.is_dir():
+    if is_folder(folder):
         for pattern in ("*/lock", "*/*/lock"):
             for path in sorted(folder.glob(pattern)):
                 locks.append({"path": str(path), "age": int(now - path.stat().st_mtime)})
@@ -315,7 +326,7 @@ def look_at_deepspeed_build(wanted: dict[str, Any]) -> dict[str, Any]:
     folder = package_folder("deepspeed")
     record = folder and folder / "git_version_info_installed.py"
     built: dict[str, Any] = {}
-    if record and record.is_file():
+    if record and is_file(record):
         for node in ast.parse(record.read_text()).body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 with contextlib.suppress(ValueError):
@@ -341,8 +352,8 @@ def look_at_env_file(wanted: dict[str, Any]) -> dict[str, Any]:
     """Names of the variables that DeepSpeed's launcher hands on, and of those that it would lose. Never a value."""
     named = []
     files = []
-    for path in (Path("~/.deepspeed_env").expanduser(), Path.cwd() / ".deepspeed_env"):
-        if path.is_file() and str(path) not in files:
+    for path in (at_home(".deepspeed_env"), Path.cwd() / ".deepspeed_env"):
+        if is_file(path) and str(path) not in files:
             files.append(str(path))
             named += [
                 line.split("=", 1)[0].strip() for line in path.read_text(errors="replace").splitlines() if "=" in line
@@ -387,7 +398,7 @@ def look_at_megatron(wanted: dict[str, Any]) -> dict[str, Any]:
     if specification is not None:
         places = list(specification.submodule_search_locations or []) or [specification.origin or ""]
         value["wins"] = places[0]
-    if not checkout or not Path(checkout, "megatron").is_dir():
+    if not checkout or not is_folder(Path(checkout, "megatron")):
         return value
     value["present"] = True
     git = ["git", "-C", checkout]
@@ -406,12 +417,12 @@ def look_at_helpers(wanted: dict[str, Any]) -> dict[str, Any]:
     value = {"checkout": checkout, "suffix": suffix, "source": False, "built": None, "others": [], "error": ""}
     folder = Path(checkout or "/nonexistent") / "megatron" / "data"
     source = folder / "helpers.cpp"
-    if not source.is_file():
+    if not is_file(source):
         return value
     built = folder / ("helpers" + str(suffix))
     value["source"] = True
     value["others"] = [path.name for path in sorted(folder.glob("helpers*.so")) if path != built]
-    if built.is_file():
+    if is_file(built):
         value["built"] = str(built)
         value["newer"] = built.stat().st_mtime >= source.stat().st_mtime
         code, output = run([sys.executable, "-c", "import helpers"], 20, dict(os.environ, PYTHONPATH=str(folder)))
@@ -428,18 +439,18 @@ def look_at_fused_kernels(wanted: dict[str, Any]) -> dict[str, Any]:
     build = folder / "build"
     value: dict[str, Any] = {
         "checkout": checkout,
-        "present": folder.is_dir(),
+        "present": is_folder(folder),
         "build": str(build),
-        "built": build.is_dir(),
+        "built": is_folder(build),
     }
-    if not folder.is_dir():
+    if not is_folder(folder):
         return value
     now = time.time()
     value["here"] = kernel_fingerprint(folder)
     value["compiling"] = compilers_in(build)
     lock = build / "lock"
-    value["lock_age"] = int(now - lock.stat().st_mtime) if lock.exists() else None
-    value["libraries"] = [path.name for path in sorted(build.glob("*.so"))] if build.is_dir() else []
+    value["lock_age"] = int(now - lock.stat().st_mtime) if exists(lock) else None
+    value["libraries"] = [path.name for path in sorted(build.glob("*.so"))] if is_folder(build) else []
     try:
         value["fingerprint"] = json.loads((build / FINGERPRINT).read_text())
     except (OSError, ValueError):
@@ -720,7 +731,7 @@ def look_at_interfaces(wanted: dict[str, Any]) -> dict[str, Any]:
     interfaces = []
     for path in sorted(Path("/sys/class/net").glob("*")):
         name = path.name
-        if not path.is_dir():  # bonding_masters is a file
+        if not is_folder(path):  # bonding_masters is a file
             continue
         interfaces.append(
             {"name": name, "up": interface_up(name), "address": address_of(name), "mtu": number_in(path / "mtu")}
@@ -924,7 +935,7 @@ def look_at_shared(wanted: dict[str, Any]) -> dict[str, Any]:
 def look_at_space(wanted: dict[str, Any]) -> dict[str, Any]:
     folder = existing(wanted.get("folder", "."))
     others = {}
-    caches = {"tmp": tempfile.gettempdir(), "cache": os.environ.get("HF_HOME") or str(Path("~/.cache").expanduser())}
+    caches = {"tmp": tempfile.gettempdir(), "cache": os.environ.get("HF_HOME") or str(at_home(".cache"))}
     for name, path in caches.items():
         with contextlib.suppress(OSError):
             others[name] = dict(free_space(existing(path)), folder=existing(path))
@@ -989,7 +1000,10 @@ def look_at_limits(wanted: dict[str, Any]) -> dict[str, Any]:
         shm = shutil.disk_usage("/dev/shm").total  # noqa: S108 (it is only measured)
     except OSError:
         shm = None
-    later = last_line(in_new_shell("ulimit -n")) if shutil.which("bash") else ""
+    later = ""
+    if 0 <= soft < wanted.get("open_files", soft + 1) and shutil.which("bash"):
+        with contextlib.suppress(TimedOut):  # shell.bashrc_dup says so
+            later = last_line(in_new_shell("ulimit -n")[0])
     return {
         "open_files": soft,
         "open_files_later": int(later) if later.isdigit() else soft,
@@ -1000,7 +1014,7 @@ def look_at_limits(wanted: dict[str, Any]) -> dict[str, Any]:
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         "processes": resource.getrlimit(resource.RLIMIT_NPROC)[0],
         "infiniband": any(Path("/sys/class/infiniband").glob("*")),
-        "bashrc": str(Path("~/.bashrc").expanduser()),
+        "bashrc": str(at_home(".bashrc")),
     }
 
 
@@ -1027,21 +1041,21 @@ def look_at_stack(wanted: dict[str, Any]) -> dict[str, Any]:
 
 def look_at_credentials(wanted: dict[str, Any]) -> dict[str, Any]:
     """Whether there are credentials, never what they are."""
-    netrc = Path(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
+    netrc = Path(os.environ.get("NETRC") or at_home(".netrc"))
     host = re.sub(r"^\w+://|[/:].*$", "", os.environ.get("WANDB_BASE_URL", "")) or "api.wandb.ai"
     in_netrc = False
-    if netrc.is_file():
+    if is_file(netrc):
         words = netrc.read_text(errors="replace").split()
         in_netrc = any(word == "machine" and words[at + 1 : at + 2] == [host] for at, word in enumerate(words))
-    home = Path(os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
+    home = Path(os.environ.get("HF_HOME") or at_home(".cache/huggingface"))
     token_file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
     return {
         "wandb": bool(os.environ.get("WANDB_API_KEY")) or in_netrc,
         "wandb_mode": os.environ.get("WANDB_MODE", ""),
-        "hub": bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")) or token_file.is_file(),
+        "hub": bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")) or is_file(token_file),
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0", "false", "False"),
         "readable_by_others": [
-            str(path) for path in (netrc, token_file) if path.is_file() and path.stat().st_mode & 0o077
+            str(path) for path in (netrc, token_file) if is_file(path) and path.stat().st_mode & 0o077
         ],
     }
 
@@ -1068,25 +1082,59 @@ def look_at_slurm(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(argv: list[str], timeout: float, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and output of a child, which is killed with all its children after `timeout` seconds."""
+    """Exit code and output, errors among it, of a child; see `run_apart`."""
+    status, output, _ = run_apart(argv, timeout, environment, subprocess.STDOUT)
+    return status, output
+
+
+def run_apart(
+    argv: list[str], timeout: float, environment: dict[str, str] | None = None, errors: int = subprocess.PIPE
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of a child, which is killed with all its children after `timeout` seconds."""
     child = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=errors,
         cwd="/",  # what lies in the working folder must not be imported instead of a package
         env=environment,
         start_new_session=True,
         preexec_fn=end_with_parent,
     )
     try:
-        output, _ = child.communicate(timeout=timeout)
+        output, complaint = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
+        # Politely first: what a start-up file runs may hold a lock that it takes away at its end (pyenv does).
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.communicate(timeout=0.5 if number == signal.SIGTERM else None)
+                break
         with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+            os.killpg(child.pid, signal.SIGKILL)  # whoever of them stayed
         raise TimedOut(f"no answer within {timeout:g} s: {argv[0]}") from None
-    return child.returncode, output.decode("utf-8", "replace")
+    return child.returncode, output.decode("utf-8", "replace"), (complaint or b"").decode("utf-8", "replace")
+
+
+def at_home(name: str) -> Path:
+    """A path in the home folder; Path.expanduser raises where HOME is not set and the user has no entry."""
+    return Path(os.path.expanduser("~"), name)  # noqa: PTH111
+
+
+def is_file(path: Path) -> bool:
+    """False too in a folder that may not be looked into, where Path.is_file raises."""
+    return os.path.isfile(str(path))  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """As `is_file`."""
+    return os.path.isdir(str(path))  # noqa: PTH112
+
+
+def exists(path: Path) -> bool:
+    """As `is_file`."""
+    return os.path.exists(str(path))  # noqa: PTH110
 
 
 def end_with_parent() -> None:
@@ -1157,7 +1205,7 @@ def torch_build() -> dict[str, Any]:
     """torch's version and CUDA from its version.py, without importing it."""
     folder = package_folder("torch")
     found: dict[str, Any] = {"version": None, "cuda": None}
-    if folder and (folder / "version.py").is_file():
+    if folder and is_file(folder / "version.py"):
         text = (folder / "version.py").read_text(errors="replace")
         for key, name in (("version", "__version__"), ("cuda", "cuda")):
             match = re.search(rf"^{name}(?::[^=]*)? = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
@@ -1173,7 +1221,7 @@ def extensions(names: tuple[str, ...]) -> dict[str, Any]:
     for name in names:
         files = []
         for entry in sys.path:
-            if entry and Path(entry).is_dir():
+            if entry and is_folder(Path(entry)):
                 files += [str(path) for path in sorted(Path(entry).glob(name + "*.so"))]
         fitting = [path for path in files if any(Path(path).name == name + str(end) for end in loadable)]
         found["modules"][name] = {"files": files, "fitting": fitting}
@@ -1215,7 +1263,7 @@ def file_system(folder: str) -> str:
 
 def existing(folder: str) -> str:
     path = Path(folder)
-    return str(next((entry for entry in [path, *path.parents] if entry.exists()), Path("/")))
+    return str(next((entry for entry in [path, *path.parents] if exists(entry)), Path("/")))
 
 
 def text_in(path: Path) -> str:

@@ -1,15 +1,23 @@
 """The original pipeline's Step 0 as fixes in order: what its README types by hand, step by step, each known by what it leaves.
 
-Sources: train/README-train_gcp_honban_multi_node_multi_gpu.md of matsuolab/ucllm_nedo_prod, Step 0-1 to 0-7. Three things differ, each for
-a reason: Miniforge in place of Miniconda (the same conda, from its project's own releases, without licence terms for
-organisations); exact versions where requirements.txt only has lower bounds (core/doctor/profiles.py); mkl 2024.0 and setuptools
-69.5.1, because what is newer breaks torch 2.2 (pytorch/pytorch#123097; pkg_resources.packaging).
+Sources: train/README-train_gcp_honban_multi_node_multi_gpu.md of matsuolab/ucllm_nedo_prod, Step 0-1 to 0-7. What differs does so for
+a reason:
+- Miniforge in place of Miniconda: the same conda, from its project's own releases, without licence terms for organisations.
+- The CUDA toolkit comes from NVIDIA's label alone and with its parts pinned. The README's `LABEL::cuda-toolkit` names one package; its
+  parts are asked for as `>=11.8`, and today's conda brings nvcc 12 (ContinuumIO/anaconda-issues#13398, conda-forge/miniforge#825).
+- git and make come with the compiler, for a machine that has none.
+- Exact versions where requirements.txt only has lower bounds (core/doctor/profiles.py); mkl 2024.0 and setuptools 69.5.1, because
+  what is newer breaks torch 2.2 (pytorch/pytorch#123097; pkg_resources.packaging).
+- CUDA_HOME is the environment's for whatever compiles: another one that the shell exports would be taken before it.
+- DeepSpeed's async_io is left out: with DS_BUILD_OPS=1 its set-up stops where libaio is not installed, and no preset uses it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +36,20 @@ REPOSITORIES = {
 }
 NEWEST_GCC = {"11.8": 11, "12.1": 12, "12.4": 13, "12.6": 13, "12.8": 14, "13.0": 15}
 """The newest GCC that an nvcc takes: NVIDIA's installation guides, table "Host Compiler Support Policy"."""
+TOOLKIT = (
+    "cuda-toolkit=11.8.0",
+    "cuda-compiler=11.8.0",
+    "cuda-nvcc=11.8",
+    "cuda-cudart=11.8",
+    "cuda-cudart-dev=11.8",
+    "cuda-nvrtc=11.8",
+    "cuda-libraries=11.8.0",
+    "cuda-libraries-dev=11.8.0",
+    "libcublas-dev=11.11",
+    "libcusparse-dev=11.7",
+    "libcusolver-dev=11.4",
+)
+"""The toolkit and those of its parts that a build reads, at the versions of CUDA 11.8's release notes."""
 BY_OTHER_STEPS = ("torch", "torchvision", "torchaudio", "pip", "setuptools", "deepspeed", "apex", "flash-attn")
 
 Values = Mapping[str, Mapping[str, Any]]
@@ -63,12 +85,18 @@ def pip(needs: Needs, *words: str, cwd: str = "", **env: str) -> Command:
     return inside(needs, "python", "-m", "pip", "install", *words, cwd=cwd, **env)
 
 
+def compiled(needs: Needs, *words: str, cwd: str = "", **env: str) -> Command:
+    """pip install of what compiles for CUDA here."""
+    options = ("--no-build-isolation", "--no-cache-dir")
+    return pip(needs, *options, *words, cwd=cwd, **{"CUDA_HOME": needs.prefix, **env})
+
+
 def checkout(needs: Needs, name: str) -> tuple[Command, ...]:
     folder, tag = f"{needs.root}/{name}", ORIGINAL.tags[name]
     return (
-        Command(("git", "clone", REPOSITORIES[name], folder), creates=f"{folder}/.git"),
-        Command(("git", "-C", folder, "fetch", "--tags", "origin"), creates=f"{folder}/.git/refs/tags/{tag}"),
-        Command(("git", "-C", folder, "checkout", f"refs/tags/{tag}")),
+        inside(needs, "git", "clone", REPOSITORIES[name], folder, creates=f"{folder}/.git"),
+        inside(needs, "git", "-C", folder, "fetch", "--tags", "origin", creates=f"{folder}/.git/refs/tags/{tag}"),
+        inside(needs, "git", "-C", folder, "checkout", f"refs/tags/{tag}"),
     )
 
 
@@ -109,13 +137,15 @@ def write_hooks(needs: Needs) -> Fix:
 
 
 def install_toolkit(needs: Needs) -> Fix:
-    words = ("install", "--prefix", needs.prefix, "nvidia/label/cuda-11.8.0::cuda-toolkit", "-y")
+    label = ("--override-channels", "-c", "nvidia/label/cuda-11.8.0")
+    words = ("install", "--prefix", needs.prefix, *label, *TOOLKIT, "-y")
     return Fix("setup.cuda", "rebuild", (conda(needs, *words),))
 
 
 def install_gcc(needs: Needs) -> Fix:
     newest = NEWEST_GCC[needs.profile.cuda or "11.8"]
-    words = ("install", "--prefix", needs.prefix, "-c", "conda-forge", f"gxx_linux-64={newest}", "-y")
+    packages = (f"gxx_linux-64={newest}", "make", "git")
+    words = ("install", "--prefix", needs.prefix, "-c", "conda-forge", *packages, "-y")
     return Fix("setup.gcc", "safe", (conda(needs, *words),))
 
 
@@ -137,12 +167,13 @@ def install_requirements(needs: Needs) -> Fix:
 
 
 def install_deepspeed(needs: Needs) -> Fix:
-    build = {"DS_BUILD_OPS": "1", "DS_BUILD_EVOFORMER_ATTN": "0", "DS_BUILD_SPARSE_ATTN": "0"}
+    left_out = ("EVOFORMER_ATTN", "SPARSE_ATTN", "AIO")
+    build = {"DS_BUILD_OPS": "1", **{f"DS_BUILD_{op}": "0" for op in left_out}}
     version = f"deepspeed{ORIGINAL.requires['deepspeed']}"
     return Fix(
         "setup.deepspeed",
         "rebuild",
-        (pip(needs, "deepspeed-kernels"), pip(needs, "--no-build-isolation", "--no-cache-dir", version, **build)),
+        (pip(needs, "deepspeed-kernels"), compiled(needs, version, **build)),
     )
 
 
@@ -171,7 +202,15 @@ def build_kernels(needs: Needs) -> Fix:
         "rebuild",
         (
             MoveAside(f"{needs.megatron}/megatron/fused_kernels/build"),
-            inside(needs, "python", "-c", build, cwd=needs.megatron, PYTHONPATH=f"{needs.megatron}/megatron"),
+            inside(
+                needs,
+                "python",
+                "-c",
+                build,
+                cwd=needs.megatron,
+                PYTHONPATH=f"{needs.megatron}/megatron",
+                CUDA_HOME=needs.prefix,
+            ),
             inside(needs, "python", str(Path(__file__).with_name("probe.py")), remember),
         ),
     )
@@ -180,8 +219,8 @@ def build_kernels(needs: Needs) -> Fix:
 def install_apex(needs: Needs) -> Fix:
     folder = f"{needs.root}/apex"
     options = ("--config-settings", "--build-option=--cpp_ext", "--config-settings", "--build-option=--cuda_ext")
-    words = ("-v", "--disable-pip-version-check", "--no-cache-dir", "--no-build-isolation", *options, "./")
-    return Fix("setup.apex", "rebuild", (*checkout(needs, "apex"), pip(needs, *words, cwd=folder)))
+    words = ("-v", "--disable-pip-version-check", *options, "./")
+    return Fix("setup.apex", "rebuild", (*checkout(needs, "apex"), compiled(needs, *words, cwd=folder)))
 
 
 def install_flash(needs: Needs) -> Fix:
@@ -190,7 +229,7 @@ def install_flash(needs: Needs) -> Fix:
         "rebuild",
         (
             pip(needs, "--force-reinstall", "--no-deps", f"ninja{ORIGINAL.requires['ninja']}"),
-            pip(needs, "--no-build-isolation", "--no-cache-dir", f"flash-attn{ORIGINAL.requires['flash-attn']}"),
+            compiled(needs, f"flash-attn{ORIGINAL.requires['flash-attn']}"),
         ),
     )
 
@@ -221,7 +260,9 @@ def _toolkit(values: Values, needs: Needs) -> bool:
 
 def _gcc(values: Values, needs: Needs) -> bool:
     compiler = gcc_major(values["build.cxx"]["c++"])
-    return compiler is not None and compiler <= NEWEST_GCC[ORIGINAL.cuda or "11.8"]
+    path = f"{needs.prefix}/bin:{os.environ.get('PATH', os.defpath)}"
+    tools = all(shutil.which(name, path=path) for name in ("git", "make"))
+    return tools and compiler is not None and compiler <= NEWEST_GCC[ORIGINAL.cuda or "11.8"]
 
 
 def _megatron(values: Values, needs: Needs) -> bool:
@@ -260,7 +301,7 @@ STEPS: tuple[SetupStep, ...] = (
     SetupStep("setup.env", tr_later("create the environment with Python 3.9"), _python, create_environment),
     SetupStep("setup.hooks", tr_later("set LD_LIBRARY_PATH when the environment is activated"), _hooks, write_hooks),
     SetupStep("setup.cuda", tr_later("install the CUDA toolkit 11.8"), _toolkit, install_toolkit),
-    SetupStep("setup.gcc", tr_later("install a GCC that nvcc 11.8 takes"), _gcc, install_gcc),
+    SetupStep("setup.gcc", tr_later("install a GCC that nvcc 11.8 takes, make and git"), _gcc, install_gcc),
     SetupStep(
         "setup.torch", tr_later("install torch 2.2.0"), _has("torch", "torchvision", "torchaudio"), install_torch
     ),

@@ -9,7 +9,7 @@ from core.doctor.check import GROUPS
 from core.doctor.finding import WORST_FIRST, Finding, Status, overall
 from core.doctor.fold import nodes_text
 from core.language import tr, tr_later
-from core.text.cells import cut, padded
+from core.text.cells import cells, cut, padded, wrapped
 from core.text.plain import plain
 
 COMMAND = "llm-wizard doctor"
@@ -31,29 +31,37 @@ def status_text(status: Status, colour: bool = False) -> str:
 
 
 def finding_text(
-    finding: Finding, colour: bool = False, indent: str = "", nodes: str = "", command: str = COMMAND
+    finding: Finding, colour: bool = False, indent: str = "", nodes: str = "", command: str = COMMAND, width: int = 0
 ) -> str:
     """One line where all is well; found, expected, why and what to type below it where not. Names and output are made plain.
 
-    `command` is the doctor as it was called, to which `--fix` is added.
+    `command` is the doctor as it was called, to which `--fix` is added. Sentences are broken at `width` cells, where it is given;
+    what is to be typed never is.
     """
     where = f" [{nodes}]" if nodes else ""
-    first = f"{indent}{status_text(finding.status, colour)} {plain(f'{finding.id:<22} {finding.summary}{where}')}"
+    words = plain(f"{finding.id:<22} {finding.summary}{where}")
+    start = f"{indent}{status_text(finding.status)} "
+    # Broken as it is seen, without the escape sequences of colours.
+    head = wrapped(words, width, start, f"{indent}      ") if width else [start + words]
+    head[0] = f"{indent}{status_text(finding.status, colour)} {head[0][len(start) :]}"
     lines = []
     if finding.status in ("warn", "fail", "unknown"):
         verdict = finding.verdict
         parts = {tr("found"): verdict.found, tr("expected"): verdict.expected, tr("why"): verdict.why}
-        lines += [f"{name}: {' / '.join(value.splitlines())}" for name, value in parts.items() if value]
+        for name, value in parts.items():
+            if value:
+                said = plain(f"{name}: {' / '.join(value.splitlines())}")
+                lines += wrapped(said, width - len(indent) - 4, "", "  ") if width else [said]
         if finding.fix:
             mends = f"{command} --fix {finding.fix.id}" if finding.fix.runnable else ""
             lines += [f"{tr('type')}: {mends}"] if mends else []
             word = tr("which does") if mends else tr("type")
             lines += [f"{word}: {line}" for line in finding.fix.preview]
-    return "\n".join([first, *(f"{indent}    {plain(line)}" for line in lines)])
+    return "\n".join([*head, *(f"{indent}    {plain(line)}" for line in lines)])
 
 
-def report_text(findings: Iterable[Finding], colour: bool = False, command: str = COMMAND) -> str:
-    """All findings by group."""
+def report_text(findings: Iterable[Finding], colour: bool = False, command: str = COMMAND, width: int = 130) -> str:
+    """All findings by group, in lines of at most `width` cells except for what is to be typed."""
     findings = list(findings)
     several = len({finding.node for finding in findings}) > 1
     lines = []
@@ -72,19 +80,25 @@ def report_text(findings: Iterable[Finding], colour: bool = False, command: str 
         said = list(dict.fromkeys(finding.summary for finding in members if finding.status == "pass"))
         said = said or list(dict.fromkeys(finding.summary for finding in members if finding.status == "skip"))
         count = len({finding.id for finding in members if finding.status != "skip"})
-        detail = tr("{count} problems", count=len(_alike(problems))) if problems else plain("; ".join(said[:3]))
-        lines.append(f"{status_text(status, colour)} {padded(tr(title), 26)} {count:>2}  {cut(detail, 90)}")
+        number = len(alike(problems))
+        several_problems = tr("{count} problems", count=number) if number > 1 else tr("1 problem")
+        detail = several_problems if problems else plain("; ".join(said[:3]))
+        start = f"{status_text(status)} {padded(tr(title), 26)} {count:>2}  "
+        lines.append(
+            start.replace(status_text(status), status_text(status, colour)) + cut(detail, width - cells(start))
+        )
         order = {status: number for number, status in enumerate(WORST_FIRST)}
         problems.sort(key=lambda finding: order[finding.status])
-        for nodes, same in _alike(problems):
+        for nodes, same in alike(problems):
             where = nodes_text(nodes) if several and nodes != ["all"] else ""
-            lines.append(finding_text(same[0], colour, "    ", where, command))
+            lines.append(finding_text(same[0], colour, "    ", where, command, width))
             if len(same) > 1:
-                lines.append("        " + tr("likewise: {checks}", checks=", ".join(f.id for f in same[1:])))
+                others = tr("likewise: {checks}", checks=", ".join(f.id for f in same[1:]))
+                lines += wrapped(others, width, "        ", "          ")
     return "\n".join(lines)
 
 
-def _alike(problems: list[Finding]) -> list[tuple[list[str], list[Finding]]]:
+def alike(problems: list[Finding]) -> list[tuple[list[str], list[Finding]]]:
     """Problems said once: the same verdict on several nodes, and what could not be observed for one and the same reason.
 
     Each with its nodes, and one finding a check.
@@ -109,8 +123,8 @@ def counts_text(findings: Iterable[Finding]) -> str:
     return ", ".join(f"{counts[status]} {tr(WORDS[status])}" for status in WORDS if counts[status])
 
 
-def stages_text(stages: dict[str, list[str]]) -> str:
-    """What stands in the way of which stage."""
+def stages_text(stages: dict[str, list[str]], width: int = 130) -> str:
+    """What stands in the way of which stage, in lines of at most `width` cells."""
     ready = [stage for stage, checks in stages.items() if not checks]
     blocked: dict[tuple[str, ...], list[str]] = {}
     for stage, checks in stages.items():
@@ -121,7 +135,7 @@ def stages_text(stages: dict[str, list[str]]) -> str:
         tr("not ready: {stages} ({checks})", stages=", ".join(names), checks=", ".join(checks))
         for checks, names in blocked.items()
     ]
-    return "\n".join(lines)
+    return "\n".join(part for line in lines for part in wrapped(line, width, "", "  "))
 
 
 def list_text(rows: Sequence[dict[str, object]]) -> str:

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -86,13 +87,31 @@ def doctor(options: argparse.Namespace) -> int:
         for check in checks:
             _print_line({"kind": "check", **{k: v for k, v in check.document().items() if k != "fix"}})
     findings: list[Finding] = []
-    with _SlowWarning(checks, needs.nodes, quiet=options.stream or options.json) as waiting:
-        for finding in _examine(needs, checks, node, options.tier):
-            waiting.seen(finding)
-            findings.append(finding)
-            if options.stream:
-                _print_line({"kind": "finding", **finding.document(), "group": finding.group})
+    try:
+        with _SlowWarning(checks, needs.nodes, quiet=options.stream or options.json) as waiting:
+            for finding in _examine(needs, checks, node, options.tier):
+                waiting.seen(finding)
+                findings.append(finding)
+                if options.stream:
+                    _print_line({"kind": "finding", **finding.document(), "group": finding.group})
+    except KeyboardInterrupt:
+        _report(options, [*findings, *_not_made(checks, findings, needs, node)], needs, started)
+        raise
     return _report(options, findings, needs, started)
+
+
+def _not_made(checks: list[Check], findings: list[Finding], needs: Needs, node: str) -> list[Finding]:
+    """Unknown, each: the checks that an interruption came before."""
+    from core.doctor.check import judge
+
+    made = {(finding.id, finding.node) for finding in findings}
+    places = {check.id: needs.nodes if needs.nodes and check.scope != "head" else (node,) for check in checks}
+    return [
+        judge(check, None, place, needs)
+        for check in checks
+        for place in places[check.id]
+        if not {(check.id, place), (check.id, "all")} & made
+    ]
 
 
 def _report(options: argparse.Namespace, findings: list[Finding], needs: Needs, started: float) -> int:
@@ -111,9 +130,10 @@ def _report(options: argparse.Namespace, findings: list[Finding], needs: Needs, 
         _print_document({**report(findings), "profile": needs.profile.name, "stages": stages})
     else:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(report_text(findings, colour, command_of(options)))
+        width = shutil.get_terminal_size((130, 24)).columns  # 130 where it goes to a file
+        print(report_text(findings, colour, command_of(options), width))
         print()
-        if text := stages_text(stages):
+        if text := stages_text(stages, width):
             print(text)
         seconds = f"{time.monotonic() - started:.1f}"
         print(
@@ -135,9 +155,9 @@ def _report(options: argparse.Namespace, findings: list[Finding], needs: Needs, 
 def command_of(options: argparse.Namespace) -> str:
     """The doctor as it was called, as far as it decides what is looked at: what is typed next must look at the same."""
     words = ["llm-wizard", "doctor"]
-    for name in ("preset", "profile", "python"):
+    for name in ("preset", "profile", "python", "hostfile", "nodes"):
         if value := getattr(options, name):
-            words += [f"--{name}", value]
+            words += [f"--{name}", str(value)]
     for change in options.set:
         words += ["--set", change]
     if options.tier != "quick":
@@ -188,7 +208,10 @@ def gather_needs(options: argparse.Namespace) -> Needs:
     from core.preset_source import load_preset
     from core.runs.directory import RunDirectory
 
-    python = [f"cluster.python={Path(options.python).expanduser().absolute()}"] if options.python else []
+    try:
+        python = [f"cluster.python={Path(options.python).expanduser().absolute()}"] if options.python else []
+    except RuntimeError as error:  # ~somebody
+        raise InputError(f"--python {options.python}: {error}") from None
     loaded = load_preset(options.preset or "quickstart", [*options.set, *python])
     preset, runs_dir = loaded.preset, options.runs_dir.absolute()
     try:
@@ -241,6 +264,7 @@ def _fix(options: argparse.Namespace, checks: list[Check], needs: Needs) -> int:
     from core.doctor.check import judge
     from core.doctor.checks import CHECKS
     from core.doctor.examine import observe, wanted_of
+    from core.doctor.fleet import examine_fleet
     from core.doctor.home import fixes_folder
     from core.doctor.mend import OBSERVED_BY_SETUP, carry_out, jobs_of, jobs_text, refuse_while_running
     from core.language import tr
@@ -249,11 +273,16 @@ def _fix(options: argparse.Namespace, checks: list[Check], needs: Needs) -> int:
     asked = None if options.fix == EVERYTHING else frozenset(_names([options.fix]))
 
     def look(names: frozenset[str]) -> tuple[list[Finding], Mapping[str, Mapping[str, Any]]]:
+        """This machine, whose values decide on the set-up, and all nodes where some are named."""
+        imports = options.tier != "quick"
         chosen = [check for check in CHECKS if check.id in names]
-        wanted = wanted_of(needs, chosen, imports=options.tier != "quick")
-        seen = {one.id: one for one in observe(needs.python, wanted, node)}
+        here = [check for check in chosen if not (needs.nodes and check.scope == "pair")]
+        seen = {one.id: one for one in observe(needs.python, wanted_of(needs, here, imports), node)}
         values = {name: one.value for name, one in seen.items() if one.value is not None}
-        return [judge(check, seen.get(check.observation), node, needs) for check in chosen], values
+        findings = [judge(check, seen.get(check.observation), node, needs) for check in here]
+        if needs.nodes:
+            findings += examine_fleet(needs, [check for check in chosen if check.scope != "head"], imports)
+        return findings, values
 
     names = frozenset(check.id for check in checks)
     named_checks = (asked or frozenset()) & {check.id for check in CHECKS}
@@ -270,8 +299,15 @@ def _fix(options: argparse.Namespace, checks: list[Check], needs: Needs) -> int:
         print(jobs_text(jobs))
         return ExitCode.DONE
     refuse_while_running(options.runs_dir.absolute())
+    left = []
+    if asked is None and options.yes:
+        # What is the user's to decide (whether a host key is the right one) is no part of a yes to everything.
+        left = [job for job in jobs if job.fix.question]
+        jobs = [job for job in jobs if job not in left]
+        for job in left:
+            print(tr("left as it is: {fix}", fix=job.fix.id))
     done = carry_out(jobs, needs, look, options.yes, fixes_folder(), lambda line: print(line, flush=True))
-    return ExitCode.DONE if done else ExitCode.FAILED
+    return ExitCode.DONE if done and not left else ExitCode.FAILED
 
 
 def _accept(options: argparse.Namespace) -> int:
@@ -308,8 +344,6 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
         raise InputError("--stream goes with none of --json, --fix and --list")
     if options.hostfile and options.nodes:
         raise InputError("--hostfile and --nodes both name the nodes", "give one of them")
-    if options.fix and (options.hostfile or options.nodes):
-        raise InputError("--fix mends this machine", "log in to the node that the finding names, and type it there")
     if (options.why or options.until) and not options.accept:
         raise InputError("--why and --until go with --accept")
     if options.json and options.fix and not options.dry_run:
@@ -323,8 +357,12 @@ def _ask_for_deep() -> None:
         )
     from core.language import tr
 
-    question = tr("The deep tier puts a load on every GPU for minutes. Go on? [y/N] ")
-    if input(question).strip().lower() not in ("y", "yes"):
+    try:
+        answer = input(tr("The deep tier puts a load on every GPU for minutes. Go on? [y/N] "))
+    except EOFError:  # Ctrl-D
+        print()
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise InputError("nothing was looked at", "`--tier full` disturbs nobody")
 
 

@@ -246,7 +246,7 @@ PASSES: dict[str, dict[str, Any]] = {
     "python.numpy_abi": {"versions": VERSIONS},
     "python.pip_check": {"pip": "24.0", "conflicts": []},
     "python.ld_library_path": LIBRARIES,
-    "shell.bashrc_dup": {"path": "/home/u/.bashrc", "repeated": [], "prints": ""},
+    "shell.bashrc_dup": {"path": "/home/u/.bashrc", "repeated": [], "prints": "", "complains": ""},
     "cuda.driver": NODE,
     "cuda.nvcc_vs_torch": {
         "nvcc": [{"path": "/c/bin/nvcc", "version": "13.0"}],
@@ -337,11 +337,28 @@ TROUBLE: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "shell.bashrc_dup",
-        {"path": "/b", "repeated": [[4, "ulimit -n 262144"]], "prints": ""},
+        {"path": "/b", "repeated": [[4, "ulimit -n 262144"]], "prints": "", "complains": ""},
         "warn",
         "ulimit -n 262144",
     ),
-    ("shell.bashrc_dup", {"path": "/b", "repeated": [], "prints": "Welcome!"}, "fail", "Welcome!"),
+    ("shell.bashrc_dup", {"path": "/b", "repeated": [], "prints": "Welcome!", "complains": ""}, "fail", "Welcome!"),
+    (
+        "shell.bashrc_dup",
+        {
+            "path": "/b",
+            "repeated": [],
+            "prints": "",
+            "complains": "bash: warning: setlocale: LC_ALL: cannot change locale (ja_JP.UTF-8)",
+        },
+        "warn",
+        "the locale ja_JP.UTF-8 is not installed",
+    ),
+    (
+        "shell.bashrc_dup",
+        {"path": "/b", "repeated": [], "prints": "", "complains": "/b: line 3: /gone: No such file or directory"},
+        "warn",
+        "the shell complains",
+    ),
     ("cuda.driver", NODE | {"init": 18, "detail": "Driver/library version mismatch"}, "fail", "different versions"),
     ("cuda.driver", NODE | {"kernel_module": "550.54.14"}, "fail", "kernel module 550.54.14"),
     ("cuda.driver", NODE | {"library": None, "detail": "cannot open shared object"}, "fail", "does not answer"),
@@ -504,6 +521,22 @@ TROUBLE: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "ssh.batch",
         SSH | {"connected": False, "words": "Host key verification failed."},
+        "fail",
+        "host key is not known",
+    ),
+    (
+        "ssh.batch",
+        SSH
+        | {
+            "connected": False,
+            "words": "Host key verification failed.",
+            "offered": {
+                "keys": ["n2 ssh-ed25519 AAAA"],
+                "fingerprints": ["n2: SHA256:abc (ssh-ed25519)"],
+                "config": "StrictHostKeyChecking yes\n",
+                "config_file": "/h/ssh/config",
+            },
+        },
         "fail",
         "host key is not known",
     ),

@@ -225,7 +225,7 @@ def test_the_report_has_the_designs_shape() -> None:
 
 
 def test_what_a_node_says_cannot_move_the_cursor() -> None:
-    finding = judged("shell.bashrc_dup", {"path": "/b", "repeated": [], "prints": "\x1b[2Jhello\x07"})
+    finding = judged("shell.bashrc_dup", {"path": "/b", "repeated": [], "prints": "\x1b[2Jhello\x07", "complains": ""})
     assert "\x1b" not in finding_text(finding)
     assert "\x1b[2J" not in finding_text(finding, colour=True)
     assert "hello" in finding_text(finding)

@@ -67,7 +67,7 @@ def record(folder: Path, nodes: list[str], odd: dict[str, dict[str, dict[str, An
 def test_a_fleet_of_128_is_judged_folded_and_not_held_up_by_three_that_hang(
     tmp_path: Path, ssh: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.doctor.fleet.SILENT_S", 3.0)
+    monkeypatch.setattr("core.doctor.fleet.SILENT_S", 2.0)
     ssh(RECORDED)
     monkeypatch.setenv("FLEET", str(tmp_path / "fleet"))
     nodes = [f"node-{number:03d}" for number in range(1, 126)]
@@ -91,7 +91,7 @@ def test_a_fleet_of_128_is_judged_folded_and_not_held_up_by_three_that_hang(
     assert unknown == {"hang1", "hang2", "hang3"}
     text = report_text(findings)
     assert text.count("hang1") == 1  # a node that is silent is said once
-    assert "no answer within 3 s" in text
+    assert "no answer within 2 s" in text
     assert len(text.splitlines()) < 30
     assert "sleep 1000" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
@@ -150,31 +150,23 @@ def test_a_node_that_refuses_is_a_failure_and_the_others_are_judged(
     assert found["fleet.equal", "all"]["status"] == "pass"
 
 
-def test_an_all_reduce_really_runs_between_the_nodes(tmp_path: Path, ssh: Any) -> None:
-    pytest.importorskip("torch")
-    ssh(REAL)  # two names of this machine's own
-    needs = replace(NEEDS, python=sys.executable, nodes=("127.0.0.1", "localhost"), folder=str(tmp_path))
-    (finding,) = examine_fleet(needs, [BY_ID["net.gloo"]])
-    assert (finding.node, finding.status) == ("all", "pass"), finding.verdict
-    assert "all-reduce over all nodes" in finding.summary
+MEETS = r"""#!/bin/sh
+while [ "$1" != "--" ]; do shift; done
+ok=true
+case $2 in n4) ok=false ;; esac
+case $3 in *'"world": 4'*) ok=false ;; *'"address": "n3"'*) ok=false ;; esac
+echo '{"id": "python.env", "value": {}}'
+printf '{"id": "net.gloo", "value": {"asked": true, "ok": %s, "gb_per_s": 1, "error": "OSError: libgloo"}}\n' $ok
+"""
+"""Four nodes, of which the fourth can meet nobody: what each says of its group. (Real ones meet in test_real_hosts.py.)"""
 
 
-@pytest.mark.slow
-def test_the_node_that_an_all_reduce_fails_on_is_named_by_pairs(
-    tmp_path: Path, ssh: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two of three can meet; the third answers everything else and never comes."""
-    pytest.importorskip("torch")
-    monkeypatch.setattr("core.doctor.fleet.MEET_S", 4)
-    monkeypatch.setenv("LLM_WIZARD_PROBE_TIMEOUT", "11")
-    never = 'case "$2" in 127.0.0.4) case "$3" in *ranks*) echo "{\\"id\\": \\"net.gloo\\", \\"value\\": $MISSING}"; exit 0 ;; esac ;; esac'
-    missing = {"asked": True, "ok": False, "stage": "import", "error": "OSError: libgloo"}
-    monkeypatch.setenv("MISSING", json.dumps(missing))
-    ssh(REAL.replace("shift 2", f"{never}\nshift 2"))
-    nodes = ("127.0.0.1", "127.0.0.2", "127.0.0.4")
-    needs = replace(NEEDS, python=sys.executable, nodes=nodes, folder=str(tmp_path))
+def test_the_node_that_an_all_reduce_fails_on_is_named_by_pairs(tmp_path: Path, ssh: Any) -> None:
+    """n3 failed with n4 first, and then met another."""
+    ssh(MEETS)
+    needs = replace(NEEDS, nodes=("n1", "n2", "n3", "n4"), folder=str(tmp_path))
     (finding,) = examine_fleet(needs, [BY_ID["net.gloo"]])
-    assert (finding.node, finding.status) == ("127.0.0.4", "fail"), finding.verdict
+    assert (finding.node, finding.status) == ("n4", "fail"), finding.verdict
     assert "libgloo" in finding.verdict.found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -34,14 +35,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def node(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    """`node("temperature=95", 3)`: the findings of eight GPUs, the fourth of which is hot; or of a first line alone."""
+    """`node("temperature=95", 3)`: the findings of eight GPUs, the fourth of which is hot; or of a first line alone.
 
-    def look(change: str = "", index: int = 7, alone: str = "") -> Findings:
+    Set up only, for a verb of its own, where it is not to be `looked_at`.
+    """
+
+    def look(change: str = "", index: int = 7, alone: str = "", looked_at: bool = True) -> Findings:
         state = tmp_path / "state"
         lines = [change if number == index and change else "gpu" for number in range(8)]
         state.write_text((alone or "\n".join(lines)) + "\n")
         monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
         monkeypatch.setenv("FAKE_NVML_FILE", str(state))
+        if not looked_at:
+            return {}
         checks = choose_checks(CHECKS, "quick", ["gpu,cuda.driver"], [])
         needs = Needs(stages=("pretrain",), python=sys.executable, gpus=8)
         return {finding.id: finding.document() for finding in examine(needs, checks, "here")}
@@ -113,10 +119,34 @@ def test_a_driver_that_blocks_costs_its_own_checks_only(
 ) -> None:
     """Both looks at it: the probe's, and the plan's by nvidia-ml-py."""
     monkeypatch.setenv("LLM_WIZARD_PROBE_TIMEOUT", "1.5")
-    findings = node(alone="block")
+    node(alone="block", looked_at=False)
+    done = wizard("doctor", "--only", "gpu,cuda.driver", "--json", cwd=tmp_path)
+    assert done.returncode == 3, done.stdout
+    findings = {finding["id"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert statuses(findings)["gpu.ecc"] == statuses(findings)["cuda.driver"] == "unknown"
     assert "timeout" in findings["gpu.ecc"]["found"]
     assert statuses(findings)["gpu.fabricmanager"] == "skip"
-    done = wizard("doctor", "--only", "gpu", cwd=tmp_path)
-    assert done.returncode == 3, done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_gpu_that_has_fallen_off_the_bus_stops_the_plan_instead_of_making_it_one_for_the_cpu(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node("lost=1", 3, looked_at=False)
+    refused = wizard("plan", "quickstart", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "GPU 3 does not answer: GPU is lost" in refused.stderr
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,4,5,6,7" in refused.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,4,5,6,7")
+    assert '"cuda"' in wizard("plan", "quickstart", "--json", cwd=tmp_path).stdout
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # asked for: the CPU
+    assert '"cuda"' not in wizard("plan", "quickstart", "--json", cwd=tmp_path).stdout
+
+
+def test_a_driver_that_does_not_work_stops_the_plan(node: Node, tmp_path: Path) -> None:
+    node(alone="init=18", looked_at=False)
+    refused = wizard("plan", "quickstart", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "the NVIDIA driver does not work" in refused.stderr
+    node(alone="init=9", looked_at=False)  # no driver loaded: a machine without GPUs
+    assert wizard("plan", "quickstart", cwd=tmp_path).returncode == 0

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from core.doctor import setup
 from core.doctor.apply import apply
 from core.doctor.checks import BY_ID
 from core.doctor.finding import Finding, Verdict
-from core.doctor.fix import Block, Command, Fix, MoveAside, RemoveLines, WriteFile, advice
+from core.doctor.fix import AddLines, Block, Command, Fix, MoveAside, RemoveLines, WriteFile, advice
 from core.doctor.mend import Job, carry_out, jobs_of, jobs_text, refuse_while_running
 from core.errors import InputError, StageError
 from core.runs.lock import sign_lock, take_lock
@@ -124,11 +125,11 @@ def test_a_bare_machine_gets_the_whole_set_up_in_its_order() -> None:
         "Miniforge3-Linux-x86_64.sh",
         "conda create --prefix /home/u/miniconda3/envs/.venv_train python=3.9 pip -y",
         'export LD_LIBRARY_PATH="/home/u/miniconda3/envs/.venv_train/lib',
-        "nvidia/label/cuda-11.8.0::cuda-toolkit",
+        "--override-channels -c nvidia/label/cuda-11.8.0 cuda-toolkit=11.8.0 cuda-compiler=11.8.0 cuda-nvcc=11.8",
         "pytorch==2.2.0 torchvision==0.17.0 torchaudio==2.2.0 pytorch-cuda=11.8",
         "pip==24.0",
         "transformers==4.36.2",
-        "DS_BUILD_OPS=1 DS_BUILD_EVOFORMER_ATTN=0 DS_BUILD_SPARSE_ATTN=0",
+        "DS_BUILD_OPS=1 DS_BUILD_EVOFORMER_ATTN=0 DS_BUILD_SPARSE_ATTN=0 DS_BUILD_AIO=0",
         "deepspeed==0.12.4",
         "Megatron-DeepSpeed checkout refs/tags/ucllm_nedo_v20240415.1.0",
         "python setup.py install",
@@ -256,8 +257,6 @@ def test_a_stale_lock_of_torchs_extensions_is_moved_aside_and_checked_again(tmp_
     lock.touch()
     os.utime(lock, (1, 1))
     env = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "LLM_WIZARD_HOME": str(tmp_path / "home")}
-    look = ("doctor", "--only", "build.ext_cache")
-    assert wizard(*look, cwd=tmp_path, **env).returncode == 2
     shown = wizard("doctor", "--fix", "build.ext_cache", "--dry-run", cwd=tmp_path, **env)
     assert f"mv {lock} {lock}.bak-" in shown.stdout
     assert lock.exists()
@@ -268,7 +267,6 @@ def test_a_stale_lock_of_torchs_extensions_is_moved_aside_and_checked_again(tmp_
     assert len(list(lock.parent.glob("lock.bak-*"))) == 1
     (log,) = (tmp_path / "home" / "fixes").iterdir()
     assert "moved" in log.read_text()
-    assert wizard(*look, cwd=tmp_path, **env).returncode == 0
 
 
 def test_the_fixes_can_be_read_as_json(tmp_path: Path) -> None:
@@ -299,9 +297,56 @@ def test_a_limit_of_open_files_is_raised_in_bashrc_for_every_shell_to_come(tmp_p
             ["bash", "-c", script], env={**os.environ, **env}, cwd=tmp_path, capture_output=True, text=True
         )
 
-    assert shell("--only limits").returncode == 2
     mended = shell("--fix limits")
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert "log out and in again" in mended.stdout
     assert "ulimit -n 4096" in (tmp_path / ".bashrc").read_text().splitlines()[1]
-    assert shell("--only limits").returncode == 1
+    assert shell("--only limits").returncode == 1  # a warning now: this shell is older than the line
+
+
+def test_lines_are_added_once(tmp_path: Path) -> None:
+    _, say = said()
+    path = tmp_path / "ssh" / "known_hosts"
+    apply(AddLines(str(path), ("a", "b")), say)
+    apply(AddLines(str(path), ("b", "c")), say)
+    assert path.read_text() == "a\nb\nc\n"
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_fix_for_several_nodes_has_each_step_once_and_is_asked_about(tmp_path: Path) -> None:
+    def stranger(node: str) -> Finding:
+        steps = (AddLines(str(tmp_path / "known"), (f"{node} key",)), WriteFile(str(tmp_path / "config"), "x\n"))
+        fix = Fix("ssh.config", "safe", steps, (f"# {node}: SHA256:abc",), "are these right?")
+        return Finding("ssh.batch", node, "ssh", Verdict("fail", "the host key is not known", fix=fix))
+
+    (job,) = jobs_of([stranger("n1"), stranger("n2")], {}, NEEDS, None)
+    assert len(job.fix.steps) == 3
+    assert job.fix.advice == ("# n1: SHA256:abc", "# n2: SHA256:abc")
+    with pytest.raises(InputError, match="no terminal"):
+        carry_out([job], NEEDS, lambda names: ([], {}), False, tmp_path / "logs", print)
+    assert not (tmp_path / "known").exists()
+
+
+def test_what_another_node_needs_is_not_done_here(tmp_path: Path) -> None:
+    """Its fix is text here, as `examine_fleet` makes it; this machine's own is what is carried out."""
+    step = Command(("true",))
+    mine = Finding("limits", "here", "limits", Verdict("fail", "s", fix=Fix("limits", "safe", (step,))))
+    others = Finding("limits", "n2", "limits", Verdict("fail", "s", fix=Fix("limits", "safe", advice=("true",))))
+    (job,) = jobs_of([others, mine], {}, NEEDS, None)
+    assert (job.fix.steps, job.fix.advice) == ((step,), ())
+    with pytest.raises(InputError, match="limits: this has to be done by hand, on n2"):
+        jobs_of([others], {}, replace(NEEDS, nodes=("n1", "n2")), frozenset(["limits"]))
+
+
+def test_a_fix_that_does_not_exist_is_told_from_one_that_is_not_needed() -> None:
+    with pytest.raises(InputError, match="no check or fix 'limit'") as error:
+        jobs_of([], {}, NEEDS, frozenset(["limit"]))
+    assert error.value.hint == "did you mean limits?"
+
+
+def test_a_log_that_cannot_be_written_stops_the_fix_before_it_begins(tmp_path: Path) -> None:
+    job = Job(Fix("x", "safe", (Command(("touch", str(tmp_path / "done"))),)), frozenset(), "x")
+    with pytest.raises(StageError, match="cannot be written") as error:
+        carry_out([job], NEEDS, lambda names: ([], {}), False, Path("/proc/logs"), print)
+    assert "LLM_WIZARD_HOME" in error.value.hint
+    assert not (tmp_path / "done").exists()

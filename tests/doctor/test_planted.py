@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from doctor.observations import ORIGINAL, PINNED
 
+from core.cli import main
 from core.doctor.apply import apply
 from core.doctor.checks import BY_ID, CHECKS
 from core.doctor.examine import PROBE, examine
@@ -283,6 +284,14 @@ PLANTED: list[tuple[str, Callable[[Environment], object], str, str, str]] = [
     ("NumPy 2 under torch 2.2", lambda e: e.package("numpy", "2.0.1"), "python.numpy_abi", "fail", "NumPy 2.0.1"),
     ("a locale that is not UTF-8", broken_locale, "python.encoding", "warn", "preferred"),
     ("repeated set-up lines", bashrc("ulimit -n 9\nulimit -n 9\n"), "shell.bashrc_dup", "warn", "2: ulimit -n 9"),
+    (
+        "a locale that is not installed",
+        bashrc("export LC_ALL=xx_YY.UTF-8\n"),
+        "shell.bashrc_dup",
+        "warn",
+        "the locale xx_YY.UTF-8 is not installed",
+    ),
+    ("a start-up file with a fault", bashrc("source /gone/env\n"), "shell.bashrc_dup", "warn", "/gone/env: No such file"),
     ("a shell that greets", bashrc("echo Welcome to the cluster\n"), "shell.bashrc_dup", "fail", "Welcome to the cluster"),
     ("another nvcc", lambda e: e.tool("nvcc", "echo release 12.1, V12.1.66"), "cuda.nvcc_vs_torch", "fail", "nvcc 12.1"),
     ("nvcc of another minor version", lambda e: e.tool("nvcc", "echo release 11.7,"), "cuda.nvcc_vs_torch", "fail", "nvcc 11.7"),
@@ -380,7 +389,7 @@ BROKEN_TORCH = {
 def test_a_broken_torch_is_named_and_every_other_check_is_made(environment: Environment, how: str) -> None:
     code, status, said = BROKEN_TORCH[how]
     environment.torch("2.2.0", "11.8", code)
-    environment.monkeypatch.setenv("LLM_WIZARD_PROBE_TIMEOUT", "3")
+    environment.monkeypatch.setenv("LLM_WIZARD_PROBE_TIMEOUT", "2")
     chosen = [check for check in CHECKS if check.tier == "quick" or check.id == "cuda.torch_sees_gpu"]
     findings = {finding.id: finding for finding in examine(environment.needs, chosen, "here")}
     torch = findings.pop("cuda.torch_sees_gpu")
@@ -432,8 +441,8 @@ def test_forty_faults_are_planted() -> None:
     assert len(PLANTED) + len(BROKEN_TORCH) >= 40
 
 
-def test_fused_kernels_of_another_cuda_are_rebuilt_and_then_pass(environment: Environment) -> None:
-    """The fix as it stands, with a conda that only runs what it is told and a Megatron whose kernels build at once."""
+def kernels_that_build_at_once(environment: Environment) -> Path:
+    """A Megatron whose kernels build at once, and a conda that only runs what it is told; the folder of the kernels."""
     environment.fingerprint(nvcc="11.6")
     conda = environment.folder / "miniconda3" / "bin" / "conda"
     conda.parent.mkdir(parents=True)
@@ -449,6 +458,11 @@ def test_fused_kernels_of_another_cuda_are_rebuilt_and_then_pass(environment: En
         "    print('building, rank', args.rank)\n"
         "    (build / 'softmax.so').touch()\n"
     )
+    return kernels
+
+
+def test_fused_kernels_of_another_cuda_are_rebuilt_and_then_pass(environment: Environment) -> None:
+    kernels = kernels_that_build_at_once(environment)
     fix = environment.look("kernels")["megatron.fused_kernels"].fix
     assert fix is not None
     lines: list[str] = []
@@ -457,3 +471,21 @@ def test_fused_kernels_of_another_cuda_are_rebuilt_and_then_pass(environment: En
     assert "building, rank 0" in lines
     assert environment.look("kernels")["megatron.fused_kernels"].status == "pass"
     assert len(list(kernels.glob("build.bak-*"))) == 1
+
+
+def test_fused_kernels_are_rebuilt_here_and_then_looked_at_on_every_node(
+    environment: Environment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ssh on PATH runs the real probe, here under two names."""
+    kernels_that_build_at_once(environment)
+    ssh = environment.bin / "ssh"
+    ssh.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift 2\nexec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    needs = replace(environment.needs, nodes=("one", "two"))
+    environment.monkeypatch.setattr("core.doctor.verb.gather_needs", lambda options: needs)
+    words = ["--nodes", "one,two", "--only", "megatron.fused_kernels", "--fix", "megatron.fused_kernels", "--yes"]
+    code = main(["doctor", *words])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert said.count("building, rank 0") == 1
+    assert f"built here: softmax.so [{os.uname().nodename}, one, two]" in said

@@ -1,12 +1,15 @@
 """Three real hosts over the real ssh: network namespaces with a name, an address and an sshd of their own.
 
-Needs root, iproute2 and openssh-server (`RUNLEVEL=1 apt-get install openssh-server` starts none); skipped without them.
+What is missing of the tools is installed once; skipped where the machine allows neither that nor network namespaces.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import pwd
 import shutil
 import signal
 import subprocess
@@ -20,8 +23,8 @@ import pytest
 
 HEAD = "lwdoctor0"
 NODES = ("lwdoctor1", "lwdoctor2", "lwdoctor3")
-SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
-IP = shutil.which("ip") or "/usr/sbin/ip"
+SSHD, IP = "/usr/sbin/sshd", "/sbin/ip"
+PACKAGES = {SSHD: "openssh-server", IP: "iproute2", "/usr/bin/ssh": "openssh-client", "/bin/ping": "iputils-ping"}
 
 
 def sh(*argv: str, check: bool = True) -> str:
@@ -30,10 +33,28 @@ def sh(*argv: str, check: bool = True) -> str:
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tools() -> None:
+    """The tools, and the right to make a network namespace."""
+    if os.getuid() != 0:
+        pytest.skip("network namespaces need root")
+    if missing := [package for path, package in PACKAGES.items() if not Path(path).exists()]:
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # no sshd is started
+        for words in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
+            try:
+                done = subprocess.run(["apt-get", "-q", *words], env=environment, capture_output=True, timeout=300)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                pytest.skip(f"{', '.join(missing)} cannot be installed: {error}")
+            if done.returncode and words != ["update"]:
+                pytest.skip(f"{', '.join(missing)} cannot be installed: {done.stderr.decode()[-300:]}")
+    made = subprocess.run([IP, "netns", "add", HEAD], capture_output=True, text=True)
+    if made.returncode and "File exists" not in made.stderr:
+        pytest.skip(f"this machine forbids network namespaces: {made.stderr.strip()}")
+    sh(IP, "netns", "del", HEAD)
+
+
+@pytest.fixture(scope="module")
+def hosts(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder with the hosts' files; a command runs on the head by `ip netns exec lwdoctor0`."""
-    if os.getuid() != 0 or not Path(SSHD).exists() or not Path(IP).exists():
-        pytest.skip("needs root, ip and sshd")
     folder = tmp_path_factory.mktemp("hosts")
     folder.chmod(0o755)
     for key in ("id", "hostkey"):
@@ -92,24 +113,52 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
 
-def doctor(folder: Path, *argv: str, **env: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """The findings by check and node, of the verb run on the head."""
+def argv_of(folder: Path, *argv: str) -> list[str]:
+    """The verb run on the head, for the three nodes."""
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
-    nodes = ("--nodes", f"{NODES[0][:-1]}[1-3]", "--runs-dir", str(runs), "--json")
-    done = subprocess.run(
-        [IP, "netns", "exec", HEAD, sys.executable, "-m", "core.cli", "doctor", *nodes, *argv],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **env},
-        cwd=folder,
-        capture_output=True,
-        text=True,
+    nodes = ("--nodes", f"{NODES[0][:-1]}[1-3]", "--runs-dir", str(runs))
+    return [IP, "netns", "exec", HEAD, sys.executable, "-m", "core.cli", "doctor", *nodes, *argv]
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    return {**os.environ, "PYTHONPATH": root, "LLM_WIZARD_HOME": str(folder / "home")}
+
+
+def verb(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv_of(folder, *argv), env=environment_of(folder), cwd=folder, capture_output=True, text=True
     )
+
+
+def doctor(folder: Path, *argv: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The findings by check and node."""
+    done = verb(folder, "--json", *argv)
     assert "Traceback" not in done.stderr, done.stderr
     return {(finding["id"], finding["node"]): finding for finding in json.loads(done.stdout)["findings"]}
 
 
+def on_a_terminal(folder: Path, answer: str, *argv: str) -> tuple[int, str]:
+    """Exit code and output where somebody sits there and answers."""
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    process = subprocess.Popen(
+        argv_of(folder, *argv), env=environment_of(folder), cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while chunk := os.read(ours, 1 << 16):
+            said += chunk
+    os.close(ours)
+    return process.wait(), said.decode()
+
+
 def dot_ssh() -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in Path("~/.ssh").expanduser().rglob("*") if path.is_file()}
+    """ssh's own, whatever HOME says."""
+    folder = Path(pwd.getpwuid(os.getuid()).pw_dir, ".ssh")
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_three_healthy_hosts_pass_and_find_each_other(hosts: Path) -> None:
@@ -148,4 +197,35 @@ def test_a_host_that_is_gone_and_one_whose_key_changed_leave_the_third(hosts: Pa
     changed = found["ssh.batch", NODES[2]]
     assert (changed["status"], changed["summary"]) == ("fail", "the host key has changed")
     assert not any("keygen -R" in line for line in changed["fix"]["preview"])
+    assert dot_ssh() == before
+
+
+def test_a_host_that_is_not_known_is_trusted_once_its_fingerprint_is_confirmed(hosts: Path) -> None:
+    """By a configuration of our own: ~/.ssh stays as it is, and what is set there and in /etc/ssh still holds."""
+    before, known, home = dot_ssh(), (hosts / "known_hosts").read_text(), hosts / "home"
+    lines = [line for line in known.splitlines() if not line.startswith((NODES[1], NODES[2]))]
+    (hosts / "known_hosts").write_text("\n".join(lines) + "\n")
+    fingerprint = sh("ssh-keygen", "-lf", str(hosts / "hostkey.pub")).split()[1]
+    try:
+        found = doctor(hosts, "--only", "ssh.batch")
+        assert found["ssh.batch", NODES[0]]["status"] == "pass"
+        stranger = found["ssh.batch", NODES[1]]
+        assert (stranger["status"], stranger["summary"]) == ("fail", "the host key is not known")
+        assert stranger["fix"]["id"] == "ssh.config"
+        assert f"# {NODES[1]}: {fingerprint} (ssh-ed25519)" in stranger["fix"]["preview"]
+        fix = ("--only", "ssh.batch", "--fix", "ssh.config")
+        everything = verb(hosts, "--only", "ssh.batch", "--fix", "--yes")
+        assert (everything.returncode, everything.stdout.splitlines()) == (2, ["left as it is: ssh.config"])
+        code, said = on_a_terminal(hosts, "n", *fix)
+        assert code == 2
+        assert said.count(fingerprint) == 2
+        assert not (home / "ssh").exists()
+        code, said = on_a_terminal(hosts, "y", *fix)
+        assert code == 0, said
+        assert "connects without a question" in said
+        assert "StrictHostKeyChecking yes" in (home / "ssh" / "config").read_text()
+        assert len((home / "ssh" / "known_hosts").read_text().splitlines()) == 2
+    finally:
+        (hosts / "known_hosts").write_text(known)
+        shutil.rmtree(home, ignore_errors=True)
     assert dot_ssh() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from core.doctor import setup
@@ -225,7 +226,7 @@ def ld_library_path(value: Values, needs: Needs) -> Verdict:
 def bashrc(value: Values, needs: Needs) -> Verdict:
     """Set-up that is repeated inserts its lines into ~/.bashrc again; a line that prints there breaks scp, pdsh and our own ssh."""
     repeated = [(int(number), str(line)) for number, line in value["repeated"]]
-    path, prints = str(value["path"]), str(value["prints"])
+    path, prints, complains = str(value["path"]), str(value["prints"]), str(value["complains"])
     if prints:
         return Verdict(
             "fail",
@@ -234,6 +235,28 @@ def bashrc(value: Values, needs: Needs) -> Verdict:
             found=prints,
             why=tr("scp, pdsh and every program that talks over ssh read those words as their own data"),
             fix=advice("shell.bashrc_dup", f"$EDITOR {path}", "# " + tr("print only where $- holds an i")),
+        )
+    if locale := re.search(r"cannot change locale \(([^)]*)\)", complains):
+        return Verdict(
+            "warn",
+            tr("the locale {name} is not installed", name=locale[1]),
+            expected=tr("a locale that `locale -a` lists"),
+            found=complains,
+            why=tr("every shell complains about it, and programs read text as ASCII"),
+            fix=advice(
+                "shell.bashrc_dup",
+                "export LC_ALL=C.UTF-8",
+                "# " + tr("or an administrator installs it: {command}", command=f"locale-gen {locale[1]}"),
+            ),
+        )
+    if complains:
+        return Verdict(
+            "warn",
+            tr("the shell complains when it starts without a terminal"),
+            expected=tr("no output from `ssh NODE true`"),
+            found=complains,
+            why=tr("the words stand among the output of every node, and what they complain of was not done"),
+            fix=advice("shell.bashrc_dup", f"$EDITOR {path}"),
         )
     if repeated:
         return Verdict(

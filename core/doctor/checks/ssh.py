@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from core.doctor.check import Check, Values
 from core.doctor.finding import Verdict
-from core.doctor.fix import advice
+from core.doctor.fix import AddLines, Fix, WriteFile, advice
 from core.doctor.fold import nodes_text
 from core.doctor.needs import Needs
 from core.language import tr, tr_later
 
 SLOW_S = 2.0
+
+
+def has_changed(words: str) -> bool:
+    """Whether ssh says that a node has another key than the one it knows."""
+    return "HOST IDENTIFICATION HAS CHANGED" in words or ("host key" in words.lower() and "changed" in words.lower())
+
+
+def is_unknown(words: str) -> bool:
+    """Whether ssh refused a node because it knows no key of it."""
+    return "Host key verification failed" in words and not has_changed(words)
 
 
 def batch(value: Values, needs: Needs) -> Verdict:
@@ -21,14 +32,16 @@ def batch(value: Values, needs: Needs) -> Verdict:
     if value["connected"]:
         return Verdict("pass", tr("connects without a question"))
     words = str(value["words"])
-    if "HOST IDENTIFICATION HAS CHANGED" in words or ("host key" in words.lower() and "changed" in words.lower()):
+    if has_changed(words):
         summary = tr("the host key has changed")
         fix = advice(
             "ssh.batch", "# " + tr("ask an administrator whether the machine was reinstalled, before anything else")
         )
-    elif "Host key verification failed" in words:
+    elif is_unknown(words):
         summary = tr("the host key is not known")
-        fix = advice("ssh.batch", f"ssh-keyscan {value['node']} | ssh-keygen -lf -", f"ssh {value['node']} true")
+        fix = _trust(value) or advice(
+            "ssh.batch", f"ssh-keyscan {value['node']} | ssh-keygen -lf -", f"ssh {value['node']} true"
+        )
     elif "Permission denied" in words:
         summary = tr("the key is not accepted")
         fix = advice("ssh.batch", "ssh-keygen -t ed25519", f"ssh-copy-id {value['node']}")
@@ -42,6 +55,27 @@ def batch(value: Values, needs: Needs) -> Verdict:
         found=words or tr("no words of ssh's"),
         why=tr("ranks are started over it, without anybody to answer"),
         fix=fix,
+    )
+
+
+def _trust(value: Values) -> Fix | None:
+    """The keys that the node offers go into a file of our own, with an ssh configuration that names it."""
+    offered = value.get("offered")
+    if offered is None:
+        return None
+    config = Path(str(offered["config_file"]))
+    return Fix(
+        "ssh.config",
+        "safe",
+        (
+            AddLines(str(config.with_name("known_hosts")), tuple(map(str, offered["keys"]))),
+            WriteFile(str(config), str(offered["config"])),
+        ),
+        (
+            *(f"# {line}" for line in offered["fingerprints"]),
+            "# " + tr("on the node itself: {command}", command="cat /etc/ssh/ssh_host_*_key.pub | ssh-keygen -lf -"),
+        ),
+        tr("are these the node's own fingerprints? [y/N] "),
     )
 
 
@@ -94,7 +128,7 @@ def compare_hosts(values: Mapping[str, Values], needs: Needs) -> dict[str, Verdi
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("ssh.batch", tr_later("ssh without a question"), "ssh", batch, scope="pair"),
+    Check("ssh.batch", tr_later("ssh without a question"), "ssh", batch, scope="pair", fix="ssh.config"),
     Check("ssh.latency", tr_later("the time of a log-in"), "ssh", latency, scope="pair", observes="ssh.batch"),
     Check("ssh.same_host", tr_later("one machine a name"), "ssh", same_host, scope="fleet", compare=compare_hosts),
 )
