@@ -117,10 +117,14 @@ class WizardApp(App[int]):
         """The preset that Setup edits and Plan shows."""
         self.watched: RunDirectory | None = None
         """The run that the Run mode shows."""
+        self._leaving = False
+        """Whether it has been asked what becomes of unsaved changes."""
         self._ascii = [AsciiLines()] if ascii_only() else []
 
     def on_mount(self) -> None:
         self.set_class(ascii_only(), "-ascii")
+        # After `fg` the terminal is empty; Textual 8.2.8 draws it anew only where its size has changed meanwhile.
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), *self._ascii]
@@ -128,9 +132,26 @@ class WizardApp(App[int]):
     def action_open_mode(self, mode: str) -> None:
         self.switch_mode(mode)
 
+    async def action_quit(self) -> None:
+        self._leave(None)
+
     def action_interrupted(self) -> None:
         """Ctrl-C leaves the screen, as in every other program; runs go on."""
-        self.exit(130)
+        self._leave(130)
+
+    def _leave(self, code: int | None) -> None:
+        """End, after a question where changes would be lost; asked for twice, at once."""
+        if self._leaving or self.draft is None or not self.draft.is_unsaved:
+            self.exit(code)
+            return
+        self._leaving = True
+
+        def answered(throw_away: bool | None) -> None:
+            self._leaving = False
+            if throw_away:
+                self.exit(code)
+
+        self._ask_to_throw_away(self.draft, answered)
 
     def action_show_keys(self) -> None:
         from tui.screens.keys import KeysDialog
@@ -149,7 +170,7 @@ class WizardApp(App[int]):
     def open_draft(self, draft: Draft, mode: str = "setup") -> None:
         """Edit a preset in Setup, or review it in Plan; changes that would be lost by it are asked about first."""
         before = self.draft
-        if before is None or before is draft or not before.changes:
+        if before is None or before is draft or not before.is_unsaved:
             self.draft = draft
             self.switch_mode(mode)
             return
@@ -158,9 +179,12 @@ class WizardApp(App[int]):
             self.draft = draft if throw_away else before
             self.switch_mode(mode)
 
+        self._ask_to_throw_away(before, answered)
+
+    def _ask_to_throw_away(self, draft: Draft, answered: Callable[[bool | None], None]) -> None:
         from tui.screens.confirm import ConfirmDialog
 
-        name, keys = plain(before.source), plain(", ".join(before.changes))
+        name, keys = plain(draft.source), plain(", ".join(draft.changes))
         question = tr("Throw away what you changed in {name}?", name=name)
         details = tr("Changed: {keys}. Setup can save it as a preset.", keys=keys)
         no = tr("No, go on with {name}", name=name)
@@ -173,6 +197,10 @@ class WizardApp(App[int]):
         await self.switch_mode("doctor")
         if isinstance(self.screen, DoctorScreen):
             self.screen.show_check(check)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """A path may hold bytes that are no UTF-8, on which Textual's own would fail."""
+        super().copy_to_clipboard(text.encode("utf-8", "replace").decode())
 
     def say(self, text: str, error: bool = False) -> None:
         """A short message, already translated, at the edge of the screen; never markup."""

@@ -25,13 +25,16 @@ def in_background(pump: MessagePump, work: Callable[[], Message | None], name: s
         message: Message | None
         try:
             message = work()
-        except (WizardError, OSError) as error:
-            message = WorkFailed(name, plain(str(error)))
         except Exception as error:  # the thread's traceback would be drawn over the screen
-            message = WorkFailed(name, plain(f"{type(error).__name__}: {error}"))
+            message = WorkFailed(name, reason(error))
         if message is None:
             return
         with contextlib.suppress(RuntimeError):  # the screen was left meanwhile: its event loop is closed
             pump.post_message(message)
 
     threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, for the user to read; an error that nobody foresaw says what it is."""
+    return plain(str(error) if isinstance(error, (WizardError, OSError)) else f"{type(error).__name__}: {error}")

@@ -17,10 +17,9 @@ from textual.screen import Screen
 
 from core.errors import WizardError
 from core.language import tr
-from core.runs import requests
-from core.runs.directory import RunDirectory
 from core.text.plain import plain
 from tui.app import WizardApp
+from tui.run_actions import RESUMABLE, ask_to_stop, checkpoint, diagnose, resume
 from tui.run_listing import RunListing, RunRow
 from tui.screens.base import WizardScreen
 from tui.widgets.mode_bar import MODES
@@ -155,7 +154,7 @@ def _of_runs(wizard: WizardApp, rows: Iterable[RunRow]) -> Iterable[Command]:
             yield Command(
                 tr("Save a checkpoint of run {name} now", name=name), help_text, partial(checkpoint, wizard, run)
             )
-        if row.state in ("failed", "stopped", "lost"):
+        if row.state in RESUMABLE:
             help_text = tr("From its last verified checkpoint.")
             yield Command(tr("Resume run {name}", name=name), help_text, partial(resume, wizard, run))
         if row.state in ("failed", "lost"):
@@ -197,52 +196,6 @@ async def start_preset(wizard: WizardApp, source: str) -> None:
         wizard.say(plain(str(error)), error=True)
     else:
         wizard.open_draft(draft)
-
-
-def ask_to_stop(wizard: WizardApp, run: RunDirectory, already: str = "") -> None:
-    """Ask, then leave a Stop request; `already` says who has asked before."""
-    from tui.screens.confirm import ConfirmDialog
-
-    def answered(yes: bool | None) -> None:
-        if yes:
-            _request(wizard, run, requests.STOP, tr("Stopping {name}; it saves its work first.", name=plain(run.name)))
-
-    question = tr("Stop run {name}?", name=plain(run.name))
-    details = already or tr("It saves its work first, and can be resumed from there.")
-    wizard.push_screen(ConfirmDialog(question, details, tr("Yes, stop it"), tr("No, let it run")), answered)
-
-
-def checkpoint(wizard: WizardApp, run: RunDirectory) -> None:
-    """Ask the run for a checkpoint."""
-    text = tr("Asked {name} for a checkpoint.", name=plain(run.name))
-    _request(wizard, run, requests.CHECKPOINT, text)
-
-
-def _request(wizard: WizardApp, run: RunDirectory, request: str, text: str) -> None:
-    try:
-        requests.ask(run, request)
-    except OSError as error:
-        wizard.say(tr("The request could not be written: {reason}", reason=plain(str(error))), error=True)
-    else:
-        wizard.say(text)
-
-
-async def resume(wizard: WizardApp, run: RunDirectory) -> None:
-    """Start the run's supervisor again, and watch it."""
-    from core.runs.start import start_supervisor
-
-    try:
-        await asyncio.to_thread(start_supervisor, run)
-    except (WizardError, OSError) as error:
-        wizard.say(plain(str(error)), error=True)
-    else:
-        wizard.open_run(run)
-
-
-def diagnose(wizard: WizardApp, run: RunDirectory) -> None:
-    """Open Troubleshoot with a run."""
-    wizard.watched = run
-    wizard.switch_mode("troubleshoot")
 
 
 async def search_failures(wizard: WizardApp) -> None:

@@ -79,9 +79,9 @@ def gaps(curve: Curve) -> list[int]:
 
 
 def smoothing(series: Series) -> int:
-    """Steps over which the moving average forgets to 1/e: a round number, about a fiftieth of the run so far."""
+    """Steps over which the moving average forgets to 1/e: a round number, about a fiftieth of the run so far, five at least."""
     first, last = series.span
-    rough = max(1.0, (last - first) / SMOOTHED_SHARE)
+    rough = max(5.0, (last - first) / SMOOTHED_SHARE)
     power = 10 ** math.floor(math.log10(rough))
     return int(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough))
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from core.language import tr, tr_later
 from core.text.plain import plain
+from tui.sections import add_section
 from tui.status_marks import mark
 
 if TYPE_CHECKING:
@@ -99,13 +100,13 @@ def evidence_text(evidence: Evidence, signature: Signature | None, is_verdict: b
     if evidence.role in ROLES and not is_verdict:
         text.append(f"{tr(ROLES[evidence.role])}\n", style="bright_black")
     if evidence.file:
-        _section(text, tr("Evidence"), f"{evidence.place}\n{evidence.text}")
+        add_section(text, tr("Evidence"), f"{evidence.place}\n{evidence.text}")
     else:
-        _section(text, tr("Evidence"), tr("The exit code says so; the logs end without a word."))
-    _section(text, tr("Cause"), tr(evidence.cause))
-    _section(text, tr("What to do"), tr(evidence.fix))
+        add_section(text, tr("Evidence"), tr("The exit code says so; the logs end without a word."))
+    add_section(text, tr("Cause"), tr(evidence.cause))
+    add_section(text, tr("What to do"), tr(evidence.fix))
     _mending(text, signature)
-    _section(text, tr("Sources"), "\n".join(evidence.sources))
+    add_section(text, tr("Sources"), "\n".join(evidence.sources))
     return text
 
 
@@ -113,11 +114,11 @@ def signature_text(signature: Signature) -> Text:
     """All that is known of a failure."""
     text = Text().append(f"{signature.id}\n", style="bold")
     text.append(f"{signature.category}, {tr(ROLES[signature.role])}\n", style="bright_black")
-    _section(text, tr("It reads like this"), plain(signature.sample).strip())
-    _section(text, tr("Cause"), tr(signature.cause))
-    _section(text, tr("What to do"), tr(signature.fix))
+    add_section(text, tr("It reads like this"), plain(signature.sample).strip())
+    add_section(text, tr("Cause"), tr(signature.cause))
+    add_section(text, tr("What to do"), tr(signature.fix))
     _mending(text, signature)
-    _section(text, tr("Sources"), "\n".join(signature.sources))
+    add_section(text, tr("Sources"), "\n".join(signature.sources))
     return text
 
 
@@ -129,21 +130,16 @@ def verdict_text(diagnosis: Diagnosis) -> Text:
     text.append(f"\n{tr('It failed, and no known failure explains it.')}\n")
     if diagnosis.excerpt:
         heading = tr("The first thing that went wrong, {place}", place=diagnosis.excerpt_place)
-        _section(text, heading, "\n".join(diagnosis.excerpt))
+        add_section(text, heading, "\n".join(diagnosis.excerpt))
     text.append(f"\n{tr('/ searches the known failures by a word of the message.')}\n")
     return text
 
 
 def _mending(text: Text, signature: Signature | None) -> None:
     if command := fix_command(signature):
-        _section(text, tr("Type, or press d"), command)
+        add_section(text, tr("Type, or press d"), command)
     if signature is not None and signature.auto_fix:
-        _section(text, tr("What the tool can change"), "\n".join(signature.auto_fix))
-
-
-def _section(text: Text, heading: str, content: str) -> None:
-    if content:
-        text.append(f"\n{heading}\n", style="bold").append(f"{content}\n")
+        add_section(text, tr("What the tool can change"), "\n".join(signature.auto_fix))
 
 
 def search(signatures: Iterable[Signature], words: str) -> list[Signature]:

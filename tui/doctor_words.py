@@ -9,6 +9,7 @@ from rich.text import Text
 from core.doctor.check import GROUPS
 from core.language import tr, tr_later
 from tui.doctor_board import WORST_FIRST, Line, all_nodes, nodes_label
+from tui.sections import add_section
 from tui.status_marks import mark
 from tui.widgets.keyed_list import Item, in_columns
 
@@ -48,19 +49,14 @@ def detail(line: Line) -> Text:
     if answer.summary:
         text.append(f"\n{answer.summary}\n")
     if line.nodes:
-        _section(text, tr("On"), all_nodes(line.nodes))
-    _section(text, tr("Found"), answer.found)
-    _section(text, tr("Expected"), answer.expected)
-    _section(text, tr("Why it matters"), answer.why)
+        add_section(text, tr("On"), all_nodes(line.nodes))
+    add_section(text, tr("Found"), answer.found)
+    add_section(text, tr("Expected"), answer.expected)
+    add_section(text, tr("Why it matters"), answer.why)
     if answer.fix is not None:
         risk = tr(RISKS[answer.fix.risk]) if answer.fix.risk in RISKS else answer.fix.risk
         heading = tr("What mends it") if answer.fix.runnable else tr("What to type")
-        _section(text, heading, "\n".join(answer.fix.preview))
+        add_section(text, heading, "\n".join(answer.fix.preview))
         if answer.fix.runnable:
             text.append(f"\n{tr('f runs it, after asking. It is {risk}.', risk=risk)}\n", style="cyan")
     return text
-
-
-def _section(text: Text, heading: str, content: str) -> None:
-    if content:
-        text.append(f"\n{heading}\n", style="bold").append(f"{content}\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ class Draft:
     """The run's name."""
     changes: dict[str, str] = field(default_factory=dict)
     """Dotted key -> what stands behind `--set key=`; only what differs from the preset."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """The changes as they were last saved or launched."""
 
     @classmethod
     def from_preset(cls, name: str) -> Draft:
@@ -55,6 +58,15 @@ class Draft:
         base = raw_preset(read_yaml_file(path), str(path), folder)
         text = path.read_bytes().decode("utf-8-sig")
         return cls(name, path.stem, base, text, folder, _run_name(path.stem))
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether something would be lost if this went away."""
+        return bool(self.changes) and self.changes != self.kept
+
+    def keep(self) -> None:
+        """The changes are in a file or in a run now."""
+        self.kept = dict(self.changes)
 
     def copy(self) -> Draft:
         """One that a worker may read while this one is edited."""
@@ -123,10 +135,19 @@ class Draft:
         """A preset file of the same values: the preset's text with its comments, and the changes in their places.
 
         Paths below `folder`, where the file will lie, are relative to it; all others are absolute.
+
+        Raises:
+            InputError: a path has bytes that are not UTF-8.
         """
         from tui.preset_text import rewrite
 
-        return rewrite(self.text, self._raw()[0].values, folder)
+        text = rewrite(self.text, self._raw()[0].values, folder)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            hint = "give the folder or file another name"
+            raise InputError("a path has bytes that are not UTF-8, which a preset file cannot hold", hint) from None
+        return text
 
     def save(self, path: Path) -> None:
         """Write the preset file, replacing one of that name. Raises InputError where that cannot be done."""
@@ -136,6 +157,7 @@ class Draft:
             write_atomically(path, self.yaml(path.absolute().parent).encode(), mode=0o666)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}", "choose another place") from None
+        self.keep()
 
     def take_text(self, text: str, source: str) -> None:
         """Take over the values of a whole preset text, as it comes from an editor; relative paths start at the shell's folder.

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,21 @@ def edited(app: App[Any], editor: list[str], text: str, name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="llm-wizard-") as folder:
         path = Path(folder, name)
         path.write_text(text, encoding="utf-8")
-        with app.suspend():
+        with app.suspend(), _ctrl_c_is_the_editors():
             code = subprocess.run([*editor, str(path)], check=False).returncode
         if code:
             raise InputError(f"{editor[0]} ended with code {code}; nothing was changed")
         return path.read_bytes().decode("utf-8", "replace")
+
+
+@contextmanager
+def _ctrl_c_is_the_editors() -> Iterator[None]:
+    """The terminal sends it to both; here it would end the screen, and with it whatever was changed.
+
+    A handler that does nothing, not SIG_IGN, which the editor would inherit.
+    """
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

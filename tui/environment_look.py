@@ -23,8 +23,8 @@ class EnvironmentLook:
     ended: bool = False
     trouble: str = ""
 
-    def begin(self, options: tuple[str, ...]) -> None:
-        """Forget what was said before."""
+    def begin(self, options: tuple[str, ...] | None) -> None:
+        """Forget what was said before; None where nobody looks yet."""
         self.options, self.run = options, self.run + 1
         self.board, self.ended, self.trouble = DoctorBoard(), False, ""
 
@@ -39,6 +39,8 @@ class EnvironmentLook:
 
     def text(self) -> Text:
         """How many checks came out how, and every problem in a line."""
+        if self.options is None:
+            return Text(tr("The doctor looks at this machine once the values are right."))
         lines = []
         if not self.ended:
             lines.append(Text(tr("The doctor looks at this machine ..."), style="bold"))

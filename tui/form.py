@@ -46,6 +46,11 @@ class FieldSpec:
     """Such as `> 0` or `0 .. 1`."""
 
     @property
+    def if_empty(self) -> str:
+        """What no value means, in a word or two: English; `tr(if_empty)` where it is shown. `help` says more."""
+        return AUTOMATIC if self.key in _AUTOMATIC else NOT_SET
+
+    @property
     def name(self) -> str:
         """The key without its section."""
         return self.key.rpartition(".")[2]
@@ -84,6 +89,27 @@ class FieldSpec:
             return set_text([item.strip() for item in text.split(",") if item.strip()])
         return text
 
+
+AUTOMATIC, NOT_SET = tr_later("automatic"), tr_later("not set")
+_AUTOMATIC = (
+    "cluster.python",
+    "cluster.processes",
+    "cluster.threads",
+    "tokenizer.files",
+    "model.kv_heads",
+    "model.ffn_size",
+    "model.init_std",
+    "pretrain.warmup_steps",
+    "convert.checkpoint",
+    "upload_pretrained.model",
+    "finetune.files",
+    "finetune.model",
+    "finetune.max_length",
+    "upload_finetuned.model",
+    "wandb.entity",
+    "wandb.group",
+)
+"""Without a value these follow from other values or from the machine, as their help says."""
 
 _QUOTES = ("[", "{", '"', "'")
 

@@ -9,7 +9,7 @@ from typing import Any
 from core.language import tr
 from core.runs.directory import RunDirectory
 from core.runs.state import Status, read_status
-from core.text.plain import plain
+from core.text.plain import one_line, plain
 from tui.messages import TargetFound
 from tui.run_listing import RunListing
 
@@ -27,13 +27,8 @@ def find_target(turn: int, runs_dir: Path, chosen: Path | None) -> TargetFound:
         return TargetFound(turn, None, "")
     run = RunDirectory(chosen)
     if not run.plan.is_file():
-        return TargetFound(turn, chosen, _shown(str(chosen)))
+        return TargetFound(turn, chosen, one_line(str(chosen)))
     return TargetFound(turn, chosen, *_of_run(read_status(run)))
-
-
-def _shown(text: str) -> str:
-    """A path in one line, whatever bytes are in it."""
-    return plain(text).encode("utf-8", "replace").decode().replace("\n", " ")
 
 
 def _of_run(status: Status) -> tuple[str, tuple[str, ...]]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.errors import InputError
+from core import preset_source
+from core.errors import InputError, WizardError
 from core.facts import facts_for
 from core.plan import Plan
 from core.preflight import check_plan
@@ -44,11 +45,13 @@ class Review:
 
 def review(draft: Draft, runs_dir: Path) -> Review:
     """Plan and check a draft; reads files, so never call it where a screen would wait."""
+    if wrong := draft.problems():
+        return Review(draft, problems=tuple(Problem(_said(one), one.key or _key(draft, one.text)) for one in wrong))
     try:
         preset = draft.preset()
         run = draft.run(runs_dir)
         plan = draft.plan(facts_for(preset, runs_dir), runs_dir)
-    except InputError as error:
+    except WizardError as error:  # also a GPU that does not answer
         return Review(draft, problems=_problems(draft, error))
     free = free_name(draft.name, runs_dir)
     existing = _existing(run) if free != draft.name else None
@@ -78,7 +81,12 @@ def _existing(run: RunDirectory) -> Status | None:
         return None
 
 
-def _problems(draft: Draft, error: InputError) -> tuple[Problem, ...]:
+def _said(wrong: preset_source.Problem) -> str:
+    """A problem of a file with its line; what was typed here has no place that its key would not say better."""
+    return wrong.text if str(wrong.place).startswith("--set") else str(wrong)
+
+
+def _problems(draft: Draft, error: WizardError) -> tuple[Problem, ...]:
     lines = error.message.splitlines()
     texts = [f"{error.message} -> {error.hint}"] if len(lines) == 1 and error.hint else lines
     return tuple(Problem(text, _key(draft, text)) for text in texts)

@@ -37,7 +37,9 @@ def number_rows(stage: StagePlan, width: int, brief: bool = False) -> list[Row]:
         return _training_rows(stage.derived, width, brief)
     if "global_batch" in stage.derived:
         return _finetune_rows(stage.derived)
-    return [(name, Text(plain(value))) for name, value in derived_rows(stage.derived)]
+    rows = [(name, Text(plain(value))) for name, value in derived_rows(stage.derived)]
+    # The corpus script's own command; the stage's is in a row of that name.
+    return [("script" if name == "command" else name, value) for name, value in rows]
 
 
 def file_rows(stage: StagePlan) -> list[Row]:
@@ -78,11 +80,10 @@ def _training_rows(d: Mapping[str, Any], width: int, brief: bool) -> list[Row]:
         (tr("memory"), _brief_memory(d) if brief else _memory(d, width)),
         (tr("batch"), _batch(d)),
         (tr("tokens"), _tokens(d)),
+        (tr("time"), _text(_time(d))),
         (tr("disk"), _disk(d)),
     ]
-    if not brief:
-        rows += [(tr("time"), _text(_time(d))), (tr("engine"), _engine(d))]
-    return rows
+    return rows if brief else [*rows, (tr("engine"), _engine(d))]
 
 
 def _finetune_rows(d: Mapping[str, Any]) -> list[Row]:

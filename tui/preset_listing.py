@@ -10,11 +10,14 @@ from core.errors import InputError
 from core.preset import Preset
 from core.preset_source import RawPreset, raw_preset, shipped_presets
 from core.yaml_source import read_yaml_file
+from tui.form import is_section
 
 FIRST = "quickstart"
 """The preset for a first try stands at the top."""
 MOST_FILES = 200
 """YAML files of the working directory that are looked at."""
+LOOK_BYTES = 1 << 16
+SECTIONS = frozenset(name for name, field in Preset.model_fields.items() if is_section(field))
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ def _row(source: str, path: Path) -> PresetRow:
     return _of_raw(source, raw)
 
 
+def _names_a_section(path: Path) -> bool:
+    """Whether a text that is not YAML was meant as a preset: then its author must not look for it in vain."""
+    try:
+        with path.open("rb") as file:
+            lines = file.read(LOOK_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    return any(line.partition(":")[0] in SECTIONS for line in lines if ":" in line)
+
+
 def _of_raw(source: str, raw: RawPreset) -> PresetRow:
     problems = raw.problems()
     return PresetRow(source, str(raw.values.get("description", "")), str(problems[0]) if problems else "")
@@ -54,6 +67,6 @@ def _own_row(path: Path) -> PresetRow | None:
         return None
     try:
         raw = raw_preset(read_yaml_file(path), path.name, path.absolute().parent)
-    except InputError:
-        return None
+    except InputError as error:
+        return PresetRow(path.name, "", error.message.splitlines()[0]) if _names_a_section(path) else None
     return _of_raw(path.name, raw) if raw.values.keys() & Preset.model_fields.keys() else None

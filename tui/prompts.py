@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import NamedTuple
 
 from core.errors import InputError
@@ -18,6 +19,7 @@ from core.exit_codes import ExitCode
 from core.language import language, tr
 from core.preset_source import load_preset, shipped_presets
 from core.runs.directory import check_run_name
+from core.text.cells import wrapped
 from core.text.plain import plain
 from tui.asking import EMPTY_ANSWER, Asker, LineAsker, asker
 from tui.draft import Draft
@@ -138,7 +140,8 @@ def _section(key: str) -> str:
 def _ask_field(ask: Asker, draft: Draft, spec: FieldSpec) -> None:
     """One key, with its sentence of help above; what is typed is checked as `--set` would."""
     ask.say()
-    ask.say(f"  {tr(spec.help)}")
+    for line in wrapped(tr(spec.help), get_terminal_size().columns - 1, "  ", "  "):
+        ask.say(line)
     shown = spec.shown(draft.value(spec.key))
     if spec.kind in ("choice", "flag"):
         choices = [(value, value or tr("(empty)")) for value in spec.choices]
@@ -158,7 +161,7 @@ def _set(draft: Draft, spec: FieldSpec, answer: str) -> str:
     if spec.key in MUST_EXIST and answer != EMPTY:
         value = draft.value(spec.key)
         for path in [value] if isinstance(value, str) else value:
-            if not Path(path).exists():
+            if not Path(path).is_file():
                 return tr("there is no file {path}", path=path)
     return ""
 

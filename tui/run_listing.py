@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.errors import WizardError
+from core.language import tr
 from core.runs.directory import RunDirectory
 from core.runs.state import ENDED, Status, list_runs, read_status
 
@@ -38,7 +42,9 @@ class RunListing:
     _ended: dict[RunDirectory, tuple[object, RunRow]] = field(default_factory=dict)
 
     def read(self) -> list[RunRow]:
-        """Every run as it is now; never raises for a run that is broken."""
+        """Every run as it is now; never raises for a run that is broken. Raises OSError for a folder that cannot be read."""
+        with suppress(FileNotFoundError), os.scandir(self.runs_dir):
+            pass
         return [self._row(run) for run in list_runs(self.runs_dir)]
 
     def _row(self, run: RunDirectory) -> RunRow:
@@ -49,10 +55,16 @@ class RunListing:
         try:
             row = row_of(read_status(run))
         except Exception as error:  # whatever lies in that folder, the others are listed
-            return RunRow(run, "unknown", trouble=f"{type(error).__name__}: {error}")
+            return RunRow(run, "unknown", trouble=_why(error))
         if row.state in ENDED and row.state != "lost" and written == _written(run):
             self._ended[run] = (written, row)
         return row
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, (WizardError, OSError)):
+        return str(error)
+    return tr("its state.json or plan.json is damaged ({error})", error=type(error).__name__)
 
 
 def _written(run: RunDirectory) -> object:

@@ -19,6 +19,8 @@ from core.runs.state import Status, list_runs, read_status, tail_records
 EVENTS = 200
 EVENTS_AT_ONCE = 8 << 20
 CHECKPOINTS = 20_000
+TRAINING = ("pretrain", "finetune")
+"""The stages that report a loss."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class RunReader:
 
     run: RunDirectory
     chosen: str | None = None
-    """The stage whose curves are shown; the one that runs when None."""
+    """The stage whose curves are shown; the one that runs, or what is most worth a look, when None."""
     _curves: dict[str, _Curves] = field(default_factory=dict)
     _events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS))
     _checkpoints: dict[str, deque[int]] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class RunReader:
         """The run as it is now."""
         status = read_status(self.run)
         document = status.document
-        stage_id = self.chosen or document["stage"] or next(iter(document["stages"]), "")
+        stage_id = self.chosen or self._worth_a_look(status)
         self._read_events()
         curves = self._read_curves(stage_id)
         return RunSnapshot(
@@ -104,6 +106,15 @@ class RunReader:
             requests.pending(self.run, requests.CHECKPOINT) is not None,
             self._wandb,
         )
+
+    def _worth_a_look(self, status: Status) -> str:
+        """The stage that runs or ran last; of a run that is done the last one with curves."""
+        document = status.document
+        if status.state == "done":
+            for stage_id in reversed(document["stages"]):
+                if stage_id in TRAINING and self.run.metrics(stage_id).is_file():
+                    return str(stage_id)
+        return document["stage"] or next(iter(document["stages"]), "")
 
     def take_validations(self, stage_id: str, columns: dict[str, Column]) -> None:
         """Put validations that were searched for in place of those that a sample happened to hold."""

@@ -22,6 +22,9 @@ from tui.messages import DetailRead, LogEndRead, LogPartRead, NodesLooked, RunLo
 from tui.node_rows import node_rows
 from tui.run_reader import RunReader, RunSnapshot
 
+SAMPLE = 300
+"""Lines of the log from which the names of hosts before the ranks are learnt."""
+
 _turns = itertools.count(1)
 
 
@@ -88,8 +91,9 @@ class RunWatch:
 
     def choose(self, stage_id: str) -> None:
         """Show this stage; the one that runs is followed into the next."""
-        running = self.snapshot.status.document["stage"] if self.snapshot is not None else None
-        self._reader.chosen = None if stage_id == running else stage_id
+        status = self.snapshot.status if self.snapshot is not None else None
+        runs = status is not None and status.state == "running" and stage_id == status.document["stage"]
+        self._reader.chosen = None if runs else stage_id
         self.look()
 
     def look_at_nodes(self) -> None:
@@ -152,7 +156,7 @@ class RunWatch:
 
     def only_rank(self, rank: str) -> None:
         """From now on only the lines of this rank; all for ""."""
-        known = list(self.tail.lines) if self.tail is not None else []
+        known = list(self.tail.lines)[-SAMPLE:] if self.tail is not None else []
         self.turn = next(_turns)
         self._wanted = of_rank(rank, known) if rank else None
         self.tail = None

@@ -11,7 +11,7 @@ from rich.text import Text
 from core.language import tr
 from core.quantities import count, duration
 from core.text.plain import plain
-from tui.run_reader import Progress, RunSnapshot
+from tui.run_reader import TRAINING, Progress, RunSnapshot
 from tui.status_marks import ascii_only, glyph, mark
 from tui.widgets.stage_rail import StageRow
 
@@ -66,6 +66,13 @@ def values_line(snapshot: RunSnapshot) -> Text:
     if isinstance(last.get("attempt"), int) and last["attempt"] > 1:
         text.append("  " + tr("attempt {number}", number=last["attempt"]))
     return text
+
+
+def no_loss(stage_id: str) -> str:
+    """What stands in place of the curves."""
+    if stage_id in TRAINING:
+        return tr("The first loss comes with the first step that is logged. l shows the log.")
+    return tr("{stage} has no loss to draw. l shows its log.", stage=stage_id)
 
 
 def stage_rows(snapshot: RunSnapshot, now: float) -> list[StageRow]:

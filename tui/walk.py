@@ -28,6 +28,11 @@ def step_with(key: str) -> Step | None:
     return STEPS[0] if key == NAME.key else step_of(key)
 
 
+def has_fields(key: str) -> bool:
+    """Whether Setup can change it: a field, or a section with some; not a key that a preset should not have."""
+    return any(spec.key == key or spec.key.startswith(f"{key}.") for step in STEPS for spec in specs_of(step))
+
+
 def problems_by_field(draft: Draft, runs_dir: Path, changed_last: Mapping[str, str]) -> dict[str, str]:
     """What is wrong, by the key of the field under which it is said; the first problem of each.
 

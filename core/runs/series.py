@@ -28,7 +28,7 @@ WHOLE_LIMIT = 1 << 20
 NEIGHBOURHOOD = 2048
 SAMPLES = 1200
 BLOCK = 1 << 22
-KEPT = 4096
+KEPT = 3000
 """Points of a column that are kept at least; twice as many, and the newest ones as they came, at most."""
 NEWEST = 1024
 ANCHOR_BYTES = 1 << 18

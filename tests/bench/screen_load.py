@@ -212,6 +212,9 @@ def main() -> None:
     parser.add_argument("--size", default="160x48")
     parser.add_argument("--nodes", type=int, default=128)
     parser.add_argument("--lines", type=int, default=50_000)
+    parser.add_argument(
+        "--nice", type=int, default=0, help="of the application; -10 (root) leaves out a machine's other load"
+    )
     options = parser.parse_args()
     columns, rows = map(int, options.size.split("x"))
     with tempfile.TemporaryDirectory() as folder, alive(running_run(Path(folder, "runs"))) as run:
@@ -225,6 +228,7 @@ def main() -> None:
         for feeder in feeders:
             feeder.start()
         terminal = Terminal(run.root.parent, columns, rows)
+        os.setpriority(os.PRIO_PROCESS, terminal.pid, options.nice)
         try:
             measure(terminal, options.minutes * 60, keys(columns >= 110 and rows >= 34))
         finally:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.text.plain import plain
+from core.text.plain import one_line, plain
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_control_sequences_are_dropped_and_text_stays(hostile: str, shown: str) 
 @given(st.text())
 def test_no_control_character_survives(text: str) -> None:
     assert not any((ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 for c in plain(text))
+
+
+def test_a_name_that_is_no_utf8_can_be_printed() -> None:
+    assert plain(b"caf\xe9.yaml".decode("utf-8", "surrogateescape")) == "caf?.yaml"
+    assert one_line("a\nb\tc") == "a b c"

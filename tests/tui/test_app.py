@@ -24,8 +24,6 @@ from .sample_runs import alive, failed_run, running_run
 
 pytestmark = pytest.mark.anyio
 
-SIZES = [(80, 24), (160, 48)]
-
 
 class Marking(gettext.NullTranslations):
     """A catalogue that translates everything, so that what was not passed through tr() stands out."""
@@ -65,10 +63,9 @@ async def test_every_key_of_every_mode_is_named_in_the_users_language(tmp_path: 
             await until(pilot, lambda: not isinstance(app.screen, KeysDialog))
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_help_lists_the_keys_of_every_mode_with_sentences(tmp_path: Path, size: tuple[int, int]) -> None:
+async def test_help_lists_the_keys_of_every_mode_with_sentences(tmp_path: Path) -> None:
     app = WizardApp(tmp_path / "runs")
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         for mode in MODES:
             await go_to(pilot, mode)
             below = app.screen

@@ -59,7 +59,7 @@ def test_the_average_looks_back_over_a_round_number_of_steps() -> None:
     def over(last: int) -> int:
         return smoothing(Series({"loss": Column(column([1.0, 1.0], every=last).steps, column([1.0, 1.0]).values)}))
 
-    assert [over(last) for last in (10, 400, 4000, 2_000_000)] == [1, 10, 100, 50_000]
+    assert [over(last) for last in (10, 400, 4000, 2_000_000)] == [5, 10, 100, 50_000]
 
 
 def test_marks_are_thinned_but_the_newest_stays() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from screen_text import assert_layout_holds, screen_text, until, until_shown
+from screen_text import assert_layout_holds, screen_lines, screen_text, until, until_shown
 from textual.widgets import Static
 
 import tui.verb
@@ -130,6 +130,8 @@ async def test_enter_shows_what_is_known_and_escape_goes_back(
         await until_shown(pilot, "1024 [red] files")
         box = app.screen.query_one("#detail-box")
         assert box.has_focus
+        assert screen_lines(app)[-1].startswith("f Fix")
+        assert "esc Back" in screen_lines(app)[-1]
         box.scroll_end(animate=False)
         await until_shown(pilot, "ulimit -n 4096 [bold]")
         detail = shown(app, "#detail")

@@ -243,7 +243,7 @@ AWKWARD = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompt=TEXT.filter(bool) | AWKWARD.filter(bool),
     symbols=st.lists(TEXT.filter(bool) | AWKWARD.filter(bool), max_size=3, unique=True),

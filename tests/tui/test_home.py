@@ -219,6 +219,28 @@ async def test_another_preset_does_not_throw_changes_away_unasked(tmp_path: Path
         assert app.draft is draft
 
 
+async def test_a_runs_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    app = WizardApp(tmp_path / "file")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until_shown(pilot, "The runs cannot be read: [Errno 20] Not a directory")
+        await pilot.resize_terminal(100, 30)
+        await pilot.pause()
+        assert "No runs yet" not in screen_text(app)
+
+
+async def test_a_preset_that_is_no_yaml_is_listed_with_its_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("pretrain:\n  steps: [1, 2\n")
+    (tmp_path / "other.yaml").write_text("services: [1, 2\n")
+    app = WizardApp(tmp_path / "runs")
+    async with app.run_test(size=(120, 30)) as pilot:
+        await until_shown(pilot, "✘ fail  mine.yaml:3:1: not valid YAML")
+        assert "other.yaml" not in screen_text(app)
+
+
 @pytest.fixture
 def japanese():
     set_language("ja")

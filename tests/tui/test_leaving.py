@@ -19,7 +19,7 @@ from core.runs.lock import lock_owner
 
 __all__ = ["scripted"]
 
-MOMENTS = int(os.environ.get("LLM_WIZARD_MOMENTS", "12"))
+MOMENTS = int(os.environ.get("LLM_WIZARD_MOMENTS", "8"))
 """The issue's figure is 50: LLM_WIZARD_MOMENTS=50 pytest tests/tui/test_leaving.py. Fewer keep the whole suite short."""
 
 COUNTING = """

@@ -136,10 +136,32 @@ async def test_a_run_that_runs_is_watched_not_started_twice(app: WizardApp, make
         async with app.run_test(size=(80, 24)) as pilot:
             await open_plan(pilot, Draft.from_preset("quickstart"))
             assert "Resume" not in words(app, "#actions")
-            await pilot.press("up", "enter")
+            assert "Launch quickstart-2" in words(app, "#actions")
+            await pilot.press("enter")
             await until(pilot, lambda: app.watched == run)
     finally:
         os.close(lock)
+
+
+async def test_a_run_that_went_away_is_said(app: WizardApp, make_run: MakeRun) -> None:
+    run = make_run(TINY, "quickstart")
+    ended(run, "stopped", corpus="stopped")
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        screen = await open_plan(pilot, Draft.from_preset("quickstart"))
+        await until_shown(pilot, "Resume quickstart")
+        run.root.rename(run.root.with_name("elsewhere"))
+        screen.query_one("#actions", KeyedList).go_to("resume")
+        await pilot.press("enter")
+        await until_shown(pilot, "Run quickstart is gone")
+
+
+async def test_a_key_that_no_field_has_is_mended_in_the_text(app: WizardApp, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("pretrain: {steps: x, stpes: 3}\n")
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await open_plan(pilot, Draft.from_preset(str(tmp_path / "mine.yaml")))
+        await until_shown(pilot, "Enter goes to pretrain.steps in Setup.")
+        await pilot.press("down")
+        await until_shown(pilot, "In Setup, ^o opens the text of the preset", "#detail")
 
 
 async def test_a_folder_that_is_no_run_takes_a_name_too(app: WizardApp, tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def test_run_it_now_runs_the_command_that_is_shown(init: Open, tmp_path: Path) -
     screen.wait_for("$ llm-wizard run mine.yaml --name run-2")
     run = RunDirectory(tmp_path / "runs" / "run-2")
     wait_for(lambda: lock_owner(run) is not None)
+    screen.wait_for("environment")  # the run is being followed: before, Ctrl-C is not yet a question
     screen.send("\x03")
     screen.wait_for("[s]top")
     screen.send("s\n")

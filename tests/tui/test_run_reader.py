@@ -39,6 +39,15 @@ def test_the_run_as_it_is(run: RunDirectory) -> None:
     assert {row.id: row.state for row in stage_rows(snapshot, NOW)}["tokenizer"] == "done"
 
 
+def test_of_a_run_that_is_done_the_last_curves_are_shown(run: RunDirectory) -> None:
+    document = json.loads(run.state.read_text())
+    write_json(run.state, document | {"state": "done", "stage": "upload-finetuned", "ended": NOW})
+    reader = RunReader(run)
+    assert reader.look().stage_id == "pretrain"
+    reader.chosen = "upload-finetuned"
+    assert reader.look().stage_id == "upload-finetuned"
+
+
 def test_the_curves_of_an_earlier_look_do_not_change(run: RunDirectory) -> None:
     reader = RunReader(run)
     first = reader.look()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,7 +194,7 @@ async def test_another_stage_can_be_looked_at(run: RunDirectory) -> None:
         screen.query_one(StageRail).focus()
         await pilot.press("up", "up", "enter")
         await until_shown(pilot, "pieces of the tokenizer")
-        assert "has reported no loss yet" in screen_text(app)
+        await until_shown(pilot, "tokenizer has no loss to draw")
         assert "step 640/4,000" not in screen_text(app)
         await pilot.press("down", "down", "enter")
         await until_shown(pilot, "step 640/4,000")
@@ -647,3 +649,13 @@ async def test_a_file_system_that_hangs_leaves_the_keys_alive(
             await until_shown(pilot, "not markup")
         finally:
             let_go.set()
+
+
+def test_only_the_run_screen_imports_numpy_and_nothing_imports_torch() -> None:
+    words = (
+        "import sys, tui.app, tui.screens.home, tui.screens.doctor, tui.commands\n"
+        "assert 'numpy' not in sys.modules and 'textual_plot' not in sys.modules\n"
+        "import tui.screens.run, tui.screens.node\n"
+        "assert 'textual_plot' in sys.modules and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", words], check=True, cwd=Path(__file__).parents[2])

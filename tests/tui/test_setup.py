@@ -20,6 +20,7 @@ from core.runs.directory import RunDirectory
 from tui.app import WizardApp
 from tui.draft import Draft
 from tui.form import STEPS, fields_of
+from tui.messages import DoctorEnded
 from tui.screens.setup import SetupScreen
 from tui.verb import Verb
 from tui.walk import NAME
@@ -87,12 +88,12 @@ async def test_a_wrong_value_is_said_under_its_field_and_the_plan_follows_when_i
         lines = screen_lines(app)
         place = next(number for number, line in enumerate(lines) if "›✘steps" in line)
         assert "✘ fail  the text 'many'" in lines[place + 1]
-        assert any(line.startswith("✘ Pretraining") for line in lines)
+        assert any(line.startswith("- ✘ Pretraining") for line in lines)
         await type_text(pilot, "32")
         await until_shown(pilot, "32 steps x 4,096 = 131k")
         assert "✘" not in screen_text(app)
         assert "›*steps" in screen_text(app)
-        assert any(line.startswith("* Pretraining") for line in screen_lines(app))
+        assert any(line.startswith("- * Pretraining") for line in screen_lines(app))
 
 
 async def test_what_does_not_fit_together_is_said_where_it_was_changed(app: WizardApp) -> None:
@@ -131,6 +132,78 @@ async def test_enter_goes_from_field_to_field_to_the_next_step_and_at_last_to_th
         await pilot.pause()
         await pilot.press("enter")
         await until(pilot, lambda: app.current_mode == "plan")
+
+
+async def test_the_cursor_is_a_glyph_and_no_other_line_has_one(app: WizardApp) -> None:
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        screen = await open_setup(pilot)
+        await until_shown(pilot, "Plan, launch")
+
+        def rail() -> list[str]:
+            lines = [line[:19].rstrip() for line in screen_lines(app)[1:-1]]
+            return [line for line in lines if line[:1] in ("›", "-") or line.endswith("Plan, launch")]
+
+        await until(pilot, lambda: rail() == ["›   Environment", "    Plan, launch"])
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: rail() == ["-   Corpus", "    Plan, launch"])
+        assert screen.focused is not None
+        assert screen.focused.has_class("editor")
+
+
+async def test_what_no_value_means_is_said_and_a_long_value_ends_in_an_ellipsis(app: WizardApp) -> None:
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        screen = await open_setup(pilot)
+        assert "processes           (automatic)" in screen_text(app)
+        assert "description         A 3-million-parameter Llama from … │" in screen_text(app)
+        await screen.go_to("description")
+        await until(pilot, lambda: "two CPU cores" in screen_text(app))  # the end, where one types
+        await screen.go_to("pretrain.tokens")
+        await until_shown(pilot, "tokens              (not set)")
+
+
+async def test_another_preset_is_not_shown_with_the_doctors_words_on_the_one_before(
+    app: WizardApp, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.yaml").write_text("pretrain: {steps: x}\n")
+    async with app.run_test(size=(160, 48)) as pilot:
+        screen = await open_setup(pilot)
+        screen._look.begin(("--preset", "quickstart"))
+        screen._look.take(DoctorEnded(screen._look.run, "The doctor of the quickstart is ill"))
+        await open_setup(pilot, str(tmp_path / "wrong.yaml"))
+        await until_shown(pilot, "once the values are right", "#plan")
+        assert "is ill" not in screen_text(app)
+
+
+async def test_leaving_asks_before_changes_are_lost_and_not_once_they_are_saved(app: WizardApp, tmp_path: Path) -> None:
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        await open_setup(pilot, key="pretrain.steps")
+        await type_text(pilot, "7")
+        for key in ("ctrl+c", "ctrl+q"):
+            await pilot.press(key)
+            await until_shown(pilot, "Throw away what you changed in quickstart?")
+            await pilot.press("escape")
+            await until(pilot, lambda: len(app.screen_stack) == 1)
+        assert app.draft is not None
+        app.draft.save(tmp_path / "mine.yaml")
+        await pilot.press("ctrl+c")
+    assert app.return_value == 130
+
+
+def test_ctrl_c_in_the_editor_is_the_editors(tmp_path: Path) -> None:
+    (tmp_path / "editor").write_text("echo EDITING\nsleep 60\n")
+    screen = ScreenInPty("--runs-dir", str(tmp_path / "runs"), cwd=tmp_path, VISUAL="", EDITOR="sh ./editor")
+    try:
+        screen.wait_for("quickstart")
+        screen.send("\r")
+        screen.wait_for("Plan, launch")
+        screen.send("\x0f")
+        screen.wait_for("EDITING")
+        screen.send("\x03")
+        screen.wait_for("sh ended with code")
+        screen.send("\x11")
+        assert screen.wait() == 0
+    finally:
+        screen.close()
 
 
 async def test_arrows_move_between_fields_and_choose_words(app: WizardApp) -> None:
@@ -292,6 +365,8 @@ def test_the_editor_gets_the_terminal_and_its_text_comes_back(tmp_path: Path) ->
         screen.send("y")
         screen.wait_for("--set pretrain.steps=4321")
         screen.send("\x11")
+        screen.wait_for("Throw away what you changed")
+        screen.send("y")
         assert screen.wait() == 0
     finally:
         screen.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -69,6 +70,17 @@ def test_a_capable_terminal_shows_the_screen(terminal: Open) -> None:
     assert ALTERNATE_SCREEN in output
     assert "38;5" in colours(output)
     assert b"\x1b[?1000h" in output, "the mouse"
+
+
+def test_ctrl_z_and_fg_draw_the_whole_screen_again(terminal: Open) -> None:
+    screen = terminal()
+    screen.wait_for("Start a new run from a preset")
+    screen.send("\x1a")
+    pid, status = os.waitpid(screen.pid, os.WUNTRACED)
+    assert (pid, os.WIFSTOPPED(status)) == (screen.pid, True)
+    os.kill(screen.pid, signal.SIGCONT)
+    screen.output = b""
+    screen.wait_for("Start a new run from a preset")
 
 
 def test_no_mouse_leaves_the_mouse_to_the_terminal(terminal: Open) -> None:

@@ -12,7 +12,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 
 from core.language import tr, tr_later
 from core.quantities import duration
@@ -20,7 +20,8 @@ from core.text.plain import plain
 from tui.run_listing import RunRow
 from tui.screens.base import WizardDialog
 from tui.status_marks import mark
-from tui.widgets.keyed_list import Item, KeyedList, in_columns
+from tui.widgets.key_bar import KeyBar
+from tui.widgets.keyed_list import ChoiceList, Item, in_columns
 
 
 class ChooseLogDialog(WizardDialog[Path]):
@@ -38,11 +39,11 @@ class ChooseLogDialog(WizardDialog[Path]):
             yield Static(tr("The path of a log or of a folder with logs (.gz too):"), markup=False)
             yield Input(id="path", compact=True)
             yield Static(tr("Or a run:") if self._rows else tr("There are no runs yet."), id="or", markup=False)
-            yield KeyedList(id="runs")
-        yield Footer(compact=True, show_command_palette=False)
+            yield ChoiceList(id="runs")
+        yield KeyBar()
 
     def on_mount(self) -> None:
-        runs = self.query_one("#runs", KeyedList)
+        runs = self.query_one("#runs", ChoiceList)
         runs.show([_item(row) for row in self._rows])
         if self._rows:
             runs.highlighted = 0

@@ -7,13 +7,14 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from core.language import tr, tr_later
 from core.runs.default import default_runs_dir
 from core.text.plain import plain
 from tui.draft import Draft
 from tui.screens.base import WizardDialog
+from tui.widgets.key_bar import KeyBar
 
 
 class CommandLineDialog(WizardDialog[None]):
@@ -36,7 +37,7 @@ class CommandLineDialog(WizardDialog[None]):
                 yield Static(tr("Some values are still wrong; the command will say so too."), markup=False)
             note = tr("It was sent to the clipboard of your terminal (OSC 52); in tmux: set -g set-clipboard on.")
             yield Static(note, id="note", markup=False)
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyBar()
 
     def _command(self) -> str:
         runs_dir = self.wizard.runs_dir

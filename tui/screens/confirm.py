@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import Footer, OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import OptionList, Static
 
 from core.language import tr, tr_later
 from tui.screens.base import WizardDialog
+from tui.widgets.key_bar import KeyBar
+from tui.widgets.keyed_list import ChoiceList
 
 
 class ConfirmDialog(WizardDialog[bool]):
@@ -31,19 +33,18 @@ class ConfirmDialog(WizardDialog[bool]):
         with Vertical(id="confirm-box"):
             yield Static(self._question, id="question", markup=False)
             yield Static(self._details, id="details", markup=False)
-            yield OptionList(
-                Option(self._yes, id="yes"), Option(self._no or tr("No, leave it"), id="no"), id="answers", markup=False
-            )
-        yield Footer(compact=True, show_command_palette=False)
+            yield ChoiceList(id="answers")
+        yield KeyBar()
 
     def on_mount(self) -> None:
-        answers = self.query_one("#answers", OptionList)
-        answers.highlighted = 1
+        answers = self.query_one("#answers", ChoiceList)
+        answers.show([("yes", Text(self._yes)), ("no", Text(self._no or tr("No, leave it")))])
+        answers.go_to("no")
         answers.focus()
 
     @on(OptionList.OptionSelected, "#answers")
-    def take_answer(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(event.option.id == "yes")
+    def take_answer(self) -> None:
+        self.dismiss(self.query_one("#answers", ChoiceList).key == "yes")
 
     def action_answer(self, yes: bool) -> None:
         self.dismiss(yes)

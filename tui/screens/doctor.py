@@ -62,7 +62,7 @@ class DoctorScreen(WizardScreen[None]):
         Binding(
             "c", "copy", tr_later("Copy"), tooltip=tr_later("Copy the commands that mend this, or else the finding.")
         ),
-        Binding("escape", "back", tr_later("Back to the list"), show=False),
+        Binding("escape", "back", tr_later("Back"), tooltip=tr_later("Back to the list")),
     ]
 
     def __init__(self) -> None:
@@ -255,6 +255,10 @@ class DoctorScreen(WizardScreen[None]):
         box.scroll_home(animate=False)
         box.focus()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The footer names the way back only where details are open."""
+        return action != "back" or bool(self.query("#detail-box.-open"))
+
     def action_back(self) -> None:
         self.query_one("#detail-box").remove_class("-open")
         self.query_one("#checks").focus()
@@ -296,4 +300,8 @@ class DoctorScreen(WizardScreen[None]):
         self.app.push_screen(FixScreen(self, line.answer.fix, line.answer.summary, self._scope(), checks))
 
     def action_fix_all(self) -> None:
+        fixes = [line.answer.fix for line in self._board.lines(only_problems=True)]
+        if not self._running and not any(fix is not None and fix.runnable for fix in fixes):
+            self.wizard.say(tr("There is nothing to mend here."))
+            return
         self.app.push_screen(FixScreen(self, None, tr("Everything that can be mended from here"), self._scope(), []))

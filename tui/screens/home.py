@@ -15,12 +15,11 @@ from textual.containers import Vertical
 from textual.widget import Widget
 from textual.widgets import OptionList, Static
 
-from core.errors import WizardError
 from core.language import tr, tr_later
 from core.quantities import duration
-from core.text.plain import plain
+from core.text.plain import one_line
 from tui.background import in_background
-from tui.messages import DraftOpened, PresetsListed, RunsListed, RunStarted, WorkFailed
+from tui.messages import DraftOpened, PresetsListed, RunsListed, WorkFailed
 from tui.screens.base import WizardScreen
 from tui.status_marks import mark
 from tui.widgets.keyed_list import Item, KeyedList, in_columns
@@ -40,7 +39,6 @@ SLIM, SLIM_STAGE = 76, 12
 """Below so many columns of the terminal the stage is cut, not the name."""
 LONGEST_NAME = 40
 PRESET_CELLS = 22
-RESUMABLE = ("failed", "stopped", "lost")
 
 
 class HomeScreen(WizardScreen[None]):
@@ -67,10 +65,12 @@ class HomeScreen(WizardScreen[None]):
         self._listing: RunListing | None = None
         self._asked_at: float | None = None
         """When the runs were last asked for, while there is no answer yet."""
+        self._unreadable = ""
+        """Why the runs folder cannot be read."""
 
     def body(self) -> Iterable[Widget]:
         with Vertical(id="runs-box") as runs_box:
-            runs_box.border_title = tr("Runs in {folder}", folder=_shown(str(self.wizard.runs_dir)))
+            runs_box.border_title = tr("Runs in {folder}", folder=one_line(str(self.wizard.runs_dir)))
             yield Static(id="titles", markup=False)
             yield KeyedList(id="runs")
             yield Static(tr("Reading the runs ..."), id="no-runs", markup=False)
@@ -119,7 +119,7 @@ class HomeScreen(WizardScreen[None]):
 
     @on(RunsListed)
     def show_runs(self, message: RunsListed) -> None:
-        self._asked_at = None
+        self._asked_at, self._unreadable = None, ""
         self.query_one("#runs-box", Vertical).border_subtitle = ""
         self._rows = {f"run {row.run.name}": row for row in message.rows}
         self._draw_runs()
@@ -129,11 +129,11 @@ class HomeScreen(WizardScreen[None]):
         self._sources = {f"preset {row.source}": row.source for row in message.presets}
         items: list[Item] = []
         for row in message.presets:
-            line = in_columns(Text(_shown(row.source), style="bold"), PRESET_CELLS).append("  ")
+            line = in_columns(Text(one_line(row.source), style="bold"), PRESET_CELLS).append("  ")
             if row.trouble:
-                line.append_text(mark("fail")).append(f"  {_shown(row.trouble)}")
+                line.append_text(mark("fail")).append(f"  {one_line(row.trouble)}")
             else:
-                line.append(_shown(tr(row.description)), style="not bold")
+                line.append(one_line(tr(row.description)), style="not bold")
             items.append((f"preset {row.source}", line))
         presets = self.query_one("#presets", KeyedList)
         presets.show(items)
@@ -142,9 +142,12 @@ class HomeScreen(WizardScreen[None]):
 
     @on(WorkFailed)
     def show_failure(self, message: WorkFailed) -> None:
-        if message.name == "runs":
-            self._asked_at = None
-        self._say_trouble(message.reason)
+        if message.name != "runs":
+            self._say_trouble(message.reason)
+            return
+        self._asked_at, self._rows = None, {}
+        self._unreadable = tr("The runs cannot be read: {reason}", reason=message.reason)
+        self._draw_runs()
 
     def on_resize(self) -> None:
         self._draw_runs()
@@ -155,7 +158,7 @@ class HomeScreen(WizardScreen[None]):
         runs.display = self.query_one("#titles").display = bool(self._rows)
         nothing.display = not self._rows
         if self._listing is not None and self._asked_at is None:
-            nothing.update(tr("No runs yet. Choose a preset below and press Enter."))
+            nothing.update(self._unreadable or tr("No runs yet. Choose a preset below and press Enter."))
         widths = _widths(self.size.width)
         self.query_one("#titles", Static).update(_titles(widths))
         runs.show([(key, _line(row, widths)) for key, row in self._rows.items()])
@@ -184,32 +187,28 @@ class HomeScreen(WizardScreen[None]):
         self.query_one("#presets").focus()
 
     def action_resume(self) -> None:
+        from tui.run_actions import RESUMABLE
+
         row = self._chosen_run()
         if row is None:
             self._say_trouble(tr("There is no run to resume."))
         elif row.state not in RESUMABLE:
-            name = _shown(row.run.name)
+            name = one_line(row.run.name)
             self._say_trouble(tr("Run {name} cannot be resumed: it is {state}.", name=name, state=tr(row.state)))
         else:
             self._say_trouble("")
-            self.wizard.say(tr("Resuming {name} ...", name=_shown(row.run.name)))
+            self.wizard.say(tr("Resuming {name} ...", name=one_line(row.run.name)))
             self.start_again(row.run)
 
-    @work(thread=True, exclusive=True, group="resume", exit_on_error=False)
-    def start_again(self, run: RunDirectory) -> None:
-        """Start the run's supervisor; leaving the screen waits for it, as it writes."""
-        from core.runs.start import start_supervisor
+    @work(exclusive=True, group="resume", exit_on_error=False)
+    async def start_again(self, run: RunDirectory) -> None:
+        """Start the run's supervisor, and watch it."""
+        from tui.run_actions import start_again
 
-        try:
-            start_supervisor(run)
-        except (WizardError, OSError) as error:
-            self.post_message(WorkFailed("resume", plain(str(error))))
+        if why := await start_again(run):
+            self._say_trouble(why)
         else:
-            self.post_message(RunStarted(run))
-
-    @on(RunStarted)
-    def show_resumed(self, message: RunStarted) -> None:
-        self.wizard.open_run(message.run)
+            self.wizard.open_run(run)
 
     def action_dismiss_trouble(self) -> None:
         self._say_trouble("")
@@ -233,9 +232,9 @@ def _draft(source: str) -> DraftOpened:
 
 
 def _widths(terminal: int) -> dict[str, int]:
-    """Cells of every column; border and padding of the box take four, the gaps two each."""
+    """Cells of every column; border, cursor and edge of the box take five, the gaps two each."""
     fixed = COLUMNS | ({"stage": SLIM_STAGE} if terminal < SLIM else {})
-    return fixed | {"run": min(LONGEST_NAME, max(8, terminal - 4 - sum(fixed.values()) - 2 * len(fixed)))}
+    return fixed | {"run": min(LONGEST_NAME, max(8, terminal - 5 - sum(fixed.values()) - 2 * len(fixed)))}
 
 
 def _titles(widths: Mapping[str, int]) -> Text:
@@ -244,17 +243,12 @@ def _titles(widths: Mapping[str, int]) -> Text:
 
 
 def _line(row: RunRow, widths: Mapping[str, int]) -> Text:
-    cells = {"state": mark(row.state), "run": Text(_shown(row.run.name))}
+    cells = {"state": mark(row.state), "run": Text(one_line(row.run.name))}
     if row.trouble:
         parts = [in_columns(cell, widths[name]) for name, cell in cells.items()]
-        return Text("  ").join([*parts, Text(_shown(row.trouble), style="bright_black")])
+        return Text("  ").join([*parts, Text(one_line(row.trouble), style="bright_black")])
     share = f" {row.share:.0%}" if row.share is not None else ""
-    cells["stage"] = Text(_shown(row.stage) + share)
+    cells["stage"] = Text(one_line(row.stage) + share)
     cells["age"] = Text(duration(time.time() - row.started) if row.started is not None else "")
     cells["loss"] = Text(f"{row.loss:.3f}" if row.loss is not None else "")
     return Text("  ").join(in_columns(cell, widths[name]) for name, cell in cells.items())
-
-
-def _shown(text: str) -> str:
-    """A name or message from a file system, in one line that any terminal can show."""
-    return plain(text).encode("utf-8", "replace").decode().replace("\n", " ").replace("\t", " ")

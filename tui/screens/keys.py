@@ -12,10 +12,12 @@ from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import DataTable, Footer, Input, OptionList, Select, Static, TextArea
+from textual.widgets import Input, Static
 
 from core.language import tr, tr_later
 from tui.screens.base import WizardDialog
+from tui.widgets.key_bar import KeyBar
+from tui.widgets.keyed_list import KeyedList
 from tui.widgets.mode_bar import MODES
 
 _OF_WIDGETS: tuple[tuple[type[Widget], tuple[tuple[str, str], ...]], ...] = (
@@ -27,10 +29,7 @@ _OF_WIDGETS: tuple[tuple[type[Widget], tuple[tuple[str, str], ...]], ...] = (
             ("tab", tr_later("Go to the next field.")),
         ),
     ),
-    (TextArea, (("tab", tr_later("Go to the next field.")),)),
-    (Select, (("enter", tr_later("Open the choices.")), ("tab", tr_later("Go to the next field.")))),
-    (DataTable, (("↑ ↓", tr_later("Move in the table.")), ("enter", tr_later("Open the row.")))),
-    (OptionList, (("↑ ↓", tr_later("Move in the list.")), ("enter", tr_later("Open or choose the line.")))),
+    (KeyedList, (("↑ ↓", tr_later("Move in the list.")),)),
 )
 """The few keys of Textual's own widgets that a user has to know; the rest (Home, Page Down, ...) does what its name says."""
 
@@ -41,17 +40,18 @@ def key_rows(screen: Screen[object]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, [(keys, sentence)]) of what the keys do on this screen now."""
     app = screen.app
     here: dict[str, tuple[list[str], str]] = {}
+    focused: dict[str, tuple[list[str], str]] = {}
     everywhere: dict[str, tuple[list[str], str]] = {}
     for active in screen.active_bindings.values():
         if not _ours(active) or not active.enabled or not active.binding.description:
             continue
-        rows = everywhere if active.node is app else here
+        rows = everywhere if active.node is app else here if active.node is screen else focused
         keys, _ = rows.setdefault(active.binding.action, ([], active.tooltip or active.binding.description))
         if (shown := app.get_key_display(active.binding)) not in keys:
             keys.append(shown)
     for action in [action for action in everywhere if action.startswith("open_mode(")]:
         del everywhere[action]  # one row for all of them
-    groups = [(tr("On this screen"), _joined(here)), (tr("In what is focused"), _of_focused(screen))]
+    groups = [(tr("On this screen"), _joined(here)), (tr("In what is focused"), _of_focused(screen) + _joined(focused))]
     modes = f"1 .. {len(MODES)}  f1 .. f{len(MODES)}"
     titles = ", ".join(tr(title) for title in MODES.values())
     listed_modes = [(modes, tr("Go to a mode: {titles}.", titles=titles)), *_joined(everywhere)]
@@ -98,7 +98,7 @@ class KeysDialog(WizardDialog[None]):
         with VerticalScroll(id="keys-box") as box:
             box.border_title = tr("Keys")
             yield from self._pages()
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyBar()
 
     def _pages(self) -> Iterable[Widget]:
         if self._about:

@@ -16,22 +16,22 @@ from textual.events import DescendantFocus
 from textual.widget import Widget
 from textual.widgets import OptionList, Static
 
-from core.errors import WizardError
 from core.language import tr, tr_later
 from core.runs.directory import RunDirectory
 from core.stages import BY_ID
 from core.text.plain import plain
-from tui.background import in_background
+from tui.background import in_background, reason
 from tui.draft import Draft
 from tui.messages import PlanReviewed, RunStarted, WorkFailed
 from tui.plan_review import Problem, Review, review
 from tui.plan_view import as_table, command_row, file_rows, number_rows, process_rows
+from tui.run_actions import RESUMABLE, start_again
 from tui.screens.base import WizardScreen
 from tui.status_marks import glyph, mark
-from tui.widgets.keyed_list import Item, KeyedList, in_columns
+from tui.walk import has_fields
+from tui.widgets.keyed_list import ChoiceList, Item, KeyedList, in_columns
 
 STATE_CELLS = 11
-RESUMABLE = ("failed", "stopped", "lost")
 
 
 class PlanScreen(WizardScreen[None]):
@@ -62,6 +62,8 @@ class PlanScreen(WizardScreen[None]):
         """The name of the run that is being started."""
         self._failure = ""
         """Why the last launch or resume failed."""
+        self._arrived = True
+        """The screen has just been opened: the cursor goes to what most want to do."""
 
     def body(self) -> Iterable[Widget]:
         yield Static(tr("No preset is open. Choose one on Home (1)."), id="none", markup=False)
@@ -74,7 +76,7 @@ class PlanScreen(WizardScreen[None]):
                     yield Static(id="detail", markup=False)
             with Vertical(id="actions-box"):
                 yield Static(id="notice", markup=False)
-                yield KeyedList(id="actions")
+                yield ChoiceList(id="actions")
 
     def on_screen_resume(self) -> None:
         """Look at the draft again: it, the files or the run of its name may have changed."""
@@ -82,7 +84,7 @@ class PlanScreen(WizardScreen[None]):
         self.query_one("#none").display = draft is None
         self.query_one("#main").display = draft is not None
         if draft is not None:
-            self._failure = ""
+            self._failure, self._arrived = "", True
             self._begin_review(draft)
             self.query_one("#actions").focus()
 
@@ -129,13 +131,20 @@ class PlanScreen(WizardScreen[None]):
         before = actions.key
         with self.prevent(OptionList.OptionHighlighted):
             actions.show(list(self._actions()))
-            if before is None or actions.key is None:
-                first = next(iter(self._problems()), None)
-                actions.go_to("problem 0" if first else "launch")
+            if before is None or actions.key is None or self._arrived:
+                actions.go_to(self._likely())
+        self._arrived = self._arrived and self._review is None
         self._draw_notice()
 
     def _problems(self) -> list[Problem]:
         return list(self._review.problems) if self._review else []
+
+    def _likely(self) -> str:
+        """What Enter does first. Not a second run of a draft whose first one is running."""
+        if self._problems():
+            return "problem 0"
+        existing = self._review.existing if self._review is not None else None
+        return "watch" if existing is not None and existing.state == "running" else "launch"
 
     def _actions(self) -> Iterable[Item]:
         """What can be done now, one line each."""
@@ -281,25 +290,22 @@ class PlanScreen(WizardScreen[None]):
             run = reserve(runs_dir, draft.name)
             fill(run, plan)
             start_supervisor(run)
-        except (WizardError, OSError) as error:
-            self.post_message(WorkFailed("launch", plain(str(error))))
+        except Exception as error:
+            self.post_message(WorkFailed("launch", reason(error)))
         else:
             self.post_message(RunStarted(run))
 
-    @work(thread=True, exclusive=True, group="launch", exit_on_error=False)
-    def start_again(self, run: RunDirectory) -> None:
+    @work(exclusive=True, group="launch", exit_on_error=False)
+    async def start_again(self, run: RunDirectory) -> None:
         """Start the supervisor of a run that is there."""
-        from core.runs.start import start_supervisor
-
-        try:
-            start_supervisor(run)
-        except (WizardError, OSError) as error:
-            self.post_message(WorkFailed("resume", plain(str(error))))
-        else:
-            self.post_message(RunStarted(run))
+        why = await start_again(run)
+        self.post_message(WorkFailed("resume", why) if why else RunStarted(run))
 
     @on(RunStarted)
     def show_run(self, message: RunStarted) -> None:
+        draft = self.wizard.draft
+        if draft is not None and draft.name == self._launching:
+            draft.keep()
         self._launching = ""
         self.wizard.open_run(message.run)
 
@@ -327,6 +333,8 @@ def _reviewed(edition: int, draft: Draft, runs_dir: Path) -> PlanReviewed:
 
 def _about(problem: Problem) -> Text:
     text = mark("fail").append(f"  {plain(problem.text)}\n", style="none")
-    if problem.key:
+    if has_fields(problem.key):
         text.append("\n").append(tr("Enter goes to {key} in Setup.", key=problem.key), style="cyan")
+    elif problem.key:
+        text.append("\n").append(tr("In Setup, ^o opens the text of the preset in an editor."), style="cyan")
     return text

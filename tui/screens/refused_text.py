@@ -9,13 +9,14 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.widgets import Footer, OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import OptionList, Static
 
 from core.language import tr, tr_later
 from core.text.plain import plain
 from tui.screens.base import WizardDialog
 from tui.status_marks import mark
+from tui.widgets.key_bar import KeyBar
+from tui.widgets.keyed_list import ChoiceList
 
 
 class RefusedTextDialog(WizardDialog[bool]):
@@ -34,13 +35,8 @@ class RefusedTextDialog(WizardDialog[bool]):
             with VerticalScroll(id="problems"):
                 yield Static(self._list(), markup=False)
             yield Static(tr("The fields are as they were; the text is kept until it is right."), markup=False)
-            yield OptionList(
-                Option(tr("Open the editor again"), id="again"),
-                Option(tr("Later"), id="later"),
-                id="answers",
-                markup=False,
-            )
-        yield Footer(compact=True, show_command_palette=False)
+            yield ChoiceList(id="answers")
+        yield KeyBar()
 
     def _list(self) -> Text:
         """Each problem, and below it the line of the text that it names."""
@@ -54,11 +50,14 @@ class RefusedTextDialog(WizardDialog[bool]):
         return text
 
     def on_mount(self) -> None:
-        self.query_one("#answers").focus()
+        answers = self.query_one("#answers", ChoiceList)
+        answers.show([("again", Text(tr("Open the editor again"))), ("later", Text(tr("Later")))])
+        answers.go_to("again")
+        answers.focus()
 
     @on(OptionList.OptionSelected, "#answers")
-    def take_answer(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(event.option.id == "again")
+    def take_answer(self) -> None:
+        self.dismiss(self.query_one("#answers", ChoiceList).key == "again")
 
     def action_later(self) -> None:
         self.dismiss(False)

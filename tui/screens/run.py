@@ -12,7 +12,7 @@ from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal, Vertical
-from textual.events import DescendantBlur, DescendantFocus, Resize, ScreenResume, ScreenSuspend
+from textual.events import Resize, ScreenResume, ScreenSuspend
 from textual.reactive import Reactive
 from textual.timer import Timer
 from textual.widget import Widget
@@ -26,9 +26,8 @@ from tui.background import in_background
 from tui.messages import DetailRead, LogEndRead, LogPartRead, NodesLooked, RunFound, RunLooked, WorkFailed
 from tui.run_reader import RunSnapshot, run_to_watch
 from tui.run_watch import RunWatch
-from tui.run_words import head_line, notice, stage_rows, values_line
+from tui.run_words import head_line, no_loss, notice, stage_rows, values_line
 from tui.screens.base import WizardScreen
-from tui.status_marks import glyph
 from tui.widgets.events import EventList
 from tui.widgets.log_pane import LogPane
 from tui.widgets.log_view import LogView
@@ -48,8 +47,8 @@ PANES = (
 )
 """Id, key, title, and what in it gets the focus."""
 SMALL = (
-    ("lr", tr_later("rate"), "magenta", "{:.2e}"),
-    ("grad_norm", tr_later("gradient"), "yellow", "{:.3g}"),
+    ("lr", "lr", "magenta", "{:.2e}"),
+    ("grad_norm", "grad norm", "yellow", "{:.3g}"),
     ("tokens_per_s", tr_later("tokens/s"), "cyan", ""),
     ("mfu", "MFU", "green", "{:.1%}"),
 )
@@ -102,7 +101,6 @@ class RunScreen(WizardScreen[None]):
         self._clocks: list[Timer] = []
         self._drawn: tuple[int, int, int] | None = None
         self._said: Text | str | None = None
-        self._titles: dict[str, str] = {}
 
     @property
     def snapshot(self) -> RunSnapshot | None:
@@ -130,16 +128,14 @@ class RunScreen(WizardScreen[None]):
                 yield LogPane(id="log", classes="pane")
 
     def on_mount(self) -> None:
-        self._titles = {
-            "stages": tr("Stages"),
-            "curves": tr("Curves"),
-            "nodes": tr("Nodes, the worst first"),
-            "log": tr("Log"),
-            "events": tr("Events"),
-        }
-        self._show_titles()
+        self._title("stages", tr("Stages"))
+        self._title("curves", tr("Curves"))
+        self._title("nodes", tr("Nodes, the worst first"))
+        self._title("log", tr("Log"))
+        self._title("events", tr("Events"))
         self.query_one("#run-notice").display = False
         self.query_one("#node-grid").display = False
+        self.query_one("#small-charts").display = False
         self._clocks = [
             self.set_interval(RUN_S, self._look, pause=True),
             self.set_interval(LOG_S, self._look_at_log, pause=True),
@@ -234,9 +230,8 @@ class RunScreen(WizardScreen[None]):
         self.query_one("#run-values", Static).update(values_line(snapshot), layout=False)
         self._say(notice(snapshot, now))
         self.query_one(StageRail).show(stage_rows(snapshot, now), snapshot.stage_id)
-        self._titles["log"] = tr("Log of {stage}", stage=snapshot.stage_id)
-        self._titles["curves"] = tr("Curves of {stage}", stage=snapshot.stage_id)
-        self._show_titles()
+        self._title("log", tr("Log of {stage}", stage=snapshot.stage_id))
+        self._title("curves", tr("Curves of {stage}", stage=snapshot.stage_id))
         self._draw()
         watch.find_validations(snapshot.series)
         if before is None:
@@ -255,7 +250,9 @@ class RunScreen(WizardScreen[None]):
         drawn = (self.run_watch.turn, snapshot.series_number, len(snapshot.checkpoints))
         if drawn != self._drawn and self._is_shown("curves"):
             self._drawn = drawn
-            self.query_one(LossChart).show(snapshot.series, snapshot.checkpoints)
+            chart = self.query_one(LossChart)
+            chart.show(snapshot.series, snapshot.checkpoints, no_loss(snapshot.stage_id))
+            self.query_one("#small-charts").display = not chart.is_empty
             self._draw_small(snapshot)
 
     def _draw_small(self, snapshot: RunSnapshot) -> None:
@@ -267,6 +264,11 @@ class RunScreen(WizardScreen[None]):
                 shown = form.format(value) if form else count(value)
             _, values = snapshot.series.column(name).part(first, last)
             self.query_one(f"#small-{name}", SmallChart).show(shown, values)
+
+    def _title(self, part: str, title: str) -> None:
+        widget = self.query_one(f"#{part}")
+        if widget.border_title != title:  # a new one redraws all that is within
+            widget.border_title = title
 
     def _say(self, text: Text | str | None) -> None:
         """The notice below the head; a new one is a new layout of the whole screen."""
@@ -378,17 +380,6 @@ class RunScreen(WizardScreen[None]):
             self.run_watch.look_at_nodes()
         self._look_at_log()
 
-    @on(DescendantFocus)
-    @on(DescendantBlur)
-    def _show_titles(self) -> None:
-        """The titles of the parts; a mark stands before that of the one with the focus."""
-        within = self.focused.ancestors_with_self if self.focused is not None else []
-        for part, title in self._titles.items():
-            widget = self.query_one(f"#{part}")
-            text = f"{glyph('running')} {title}" if widget in within else title
-            if widget.border_title != text:
-                widget.border_title = text
-
     def _is_shown(self, pane: str) -> bool:
         return self.has_class("-all") or self.pane == pane
 
@@ -440,20 +431,20 @@ class RunScreen(WizardScreen[None]):
         return state == "running" and (action == "stop" or document["stage"] == "pretrain")
 
     def action_stop(self) -> None:
-        from tui.commands import ask_to_stop
+        from tui.run_actions import ask_to_stop
 
         if self.snapshot is not None:
             asked = notice(self.snapshot, time.time()) if self.snapshot.stop else None
             ask_to_stop(self.wizard, self.snapshot.status.run, asked.plain if asked else "")
 
     def action_checkpoint(self) -> None:
-        from tui.commands import checkpoint
+        from tui.run_actions import checkpoint
 
         if self.snapshot is not None:
             checkpoint(self.wizard, self.snapshot.status.run)
 
     def action_resume(self) -> None:
-        from tui.commands import resume
+        from tui.run_actions import resume
 
         if self.snapshot is not None:
             self._say(tr("Starting the run again ..."))

@@ -9,7 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from core.errors import InputError
 from core.language import tr, tr_later
@@ -18,6 +18,7 @@ from core.text.plain import plain
 from tui.draft import Draft
 from tui.screens.base import WizardDialog
 from tui.status_marks import mark
+from tui.widgets.key_bar import KeyBar
 
 
 class SavePresetDialog(WizardDialog[Path]):
@@ -38,7 +39,7 @@ class SavePresetDialog(WizardDialog[Path]):
             name = self._draft.name if self._draft.name not in shipped_presets() else f"my-{self._draft.name}"
             yield Input(f"{name}.yaml", compact=True)
             yield Static(id="said", markup=False)
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyBar()
 
     @on(Input.Changed)
     def forget_question(self) -> None:

@@ -16,7 +16,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import OptionList, Static
 
-from core.errors import InputError
+from core.errors import InputError, WizardError
 from core.language import tr, tr_later
 from core.text.plain import plain
 from tui.background import in_background
@@ -27,7 +27,7 @@ from tui.environment_look import EnvironmentLook
 from tui.form import STEPS, FieldSpec, Step
 from tui.messages import DoctorEnded, DoctorSaid, Planned, WorkFailed
 from tui.screens.base import WizardScreen
-from tui.status_marks import mark
+from tui.status_marks import glyph
 from tui.verb import preset_options
 from tui.walk import NAME, problems_by_field, specs_of, step_with
 from tui.widgets.field_row import FieldRow
@@ -54,7 +54,7 @@ class SetupScreen(WizardScreen[None]):
         Binding(
             "ctrl+g,p",
             "plan",
-            tr_later("Plan"),
+            tr_later("Plan, launch"),
             key_display="^g",
             tooltip=tr_later("Review the plan and launch the run."),
         ),
@@ -124,6 +124,7 @@ class SetupScreen(WizardScreen[None]):
         if draft is not self._draft:
             self._draft = draft
             self._edited_last, self._refused_text = {}, ""
+            self._look.begin(None)
             self._forms = {}
             await self.query_one("#forms").remove_children()
             self._step = STEPS[0]
@@ -137,6 +138,8 @@ class SetupScreen(WizardScreen[None]):
     def on_resize(self) -> None:
         self.set_class(self.size.width < SLIM, "-slim")
         self.set_class(self.size.height < LOW, "-low")
+        self._show_steps()
+        self._draw_help()
 
     # Steps and fields
 
@@ -145,11 +148,13 @@ class SetupScreen(WizardScreen[None]):
         for step in STEPS:
             sign = Text("  ")
             if any(step_with(key) is step for key in self._problems):
-                sign = Text(f"{mark('fail').plain[0]} ", style="red")
+                sign = Text(f"{glyph('fail')} ", style="red")
             elif self._draft and any(step_with(key) is step for key in self._draft.changes):
                 sign = Text("* ", style="yellow")
             items.append((step.id, sign.append(tr(step.title), style="none")))
-        items.append((TO_PLAN, Text("> ", style="bold").append(tr("Plan, launch"))))
+        if not self.has_class("-low"):
+            items.append(("#rule", Text("  ──────────────")))
+        items.append((TO_PLAN, Text("  ").append(tr("Plan, launch"), style="bold")))
         with self.prevent(OptionList.OptionHighlighted):
             self.query_one("#steps", KeyedList).show(items)
 
@@ -253,6 +258,10 @@ class SetupScreen(WizardScreen[None]):
         self._put_cursor_on(self._step.id)
         form.focus_first()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The footer names the way to the steps only where that is another place."""
+        return action != "steps" or self.focused is None or self.focused.id != "steps"
+
     def action_steps(self) -> None:
         self.query_one("#steps").focus()
         self._draw_help()
@@ -330,9 +339,7 @@ class SetupScreen(WizardScreen[None]):
     def _draw_help(self) -> None:
         text = Text()
         if self.query_one("#steps").has_focus or self._focused is None:
-            text.append(
-                tr("Up and down: the steps. Enter: the fields of this step. Up from the first step: plan and launch.")
-            )
+            text.append(self._way_on())
         else:
             spec = self._focused
             default = spec.shown(spec.default)
@@ -340,6 +347,15 @@ class SetupScreen(WizardScreen[None]):
             text.append(f"  ({spec.expected()}", style="bright_black")
             text.append(f"; {tr('default {value}', value=default)})" if default else ")", style="bright_black")
         self.query_one("#help", Static).update(text)
+
+    def _way_on(self) -> str:
+        """What somebody who has never been here can do now."""
+        if self._problems:
+            return tr(
+                "Not right yet: {sign} marks the steps with wrong values, the plan says what. ^o opens all as text.",
+                sign=glyph("fail"),
+            )
+        return tr("Every field has a value already: ^g shows the plan and launches it. Enter goes through the fields.")
 
     def action_widen_plan(self) -> None:
         self.query_one(PlanPanel).toggle()
@@ -438,5 +454,5 @@ def planned(draft: Draft, edition: int, runs_dir: Path) -> Planned:
 
     try:
         return Planned(edition, draft.plan(facts_for(draft.preset(), runs_dir), runs_dir))
-    except InputError as error:
+    except WizardError as error:
         return Planned(edition, None, error.message)

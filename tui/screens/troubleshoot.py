@@ -51,7 +51,11 @@ NARROW_ID, WIDE_ID = 26, 34
 class SearchInput(Input):
     """Down goes on to what was found."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("down", "submit", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "down", "submit", tr_later("To the list"), key_display="↓", tooltip=tr_later("Go on to what was found.")
+        )
+    ]
 
 
 class TroubleshootScreen(WizardScreen[None]):
@@ -71,7 +75,6 @@ class TroubleshootScreen(WizardScreen[None]):
             "escape",
             "back",
             tr_later("Back"),
-            show=False,
             tooltip=tr_later("From the details to the list; from the known failures to the verdict."),
         ),
     ]
@@ -320,8 +323,9 @@ class TroubleshootScreen(WizardScreen[None]):
     # Keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """In the search field a slash is a character like any other."""
-        return action != "search" or self.focused is None or self.focused.id != "words"
+        """In the search field a slash is a character like any other; from the findings there is nowhere to go back to."""
+        place = self.focused.id if self.focused is not None else None
+        return (action, place) not in (("search", "words"), ("back", "findings"), ("back", None))
 
     def action_back(self) -> None:
         if self.query_one("#detail-box").has_focus:

@@ -1,16 +1,13 @@
-"""Text in terminal cells: a wide character takes two, and no layout may break on one."""
+"""Text in exactly so many terminal cells."""
 
 from __future__ import annotations
 
-from rich.cells import cell_len, set_cell_size
+from core.text.cells import cells, cut, padded
 
 
 def fitted(text: str, width: int, right: bool = False) -> str:
     """`text` in exactly `width` cells: cut with an ellipsis, or filled with spaces (before it where `right`)."""
     if width <= 0:
         return ""
-    length = cell_len(text)
-    if length > width:
-        return set_cell_size(text, width - 1) + "…"
-    fill = " " * (width - length)
-    return fill + text if right else text + fill
+    kept = cut(text, width)
+    return " " * (width - cells(kept)) + kept if right else padded(kept, width)

@@ -16,9 +16,6 @@ from textual.widget import Widget
 from core.language import tr_later
 from tui.widgets.cells import fitted
 
-NOTHING = "-"
-"""How the choice of no value is shown."""
-
 
 class ChoiceLine(Widget, can_focus=True):
     """Left, right and space choose; where the words do not fit, only the chosen one is shown, with its place."""
@@ -41,8 +38,10 @@ class ChoiceLine(Widget, can_focus=True):
     class Submitted(Message):
         """The user is done here."""
 
-    def __init__(self, choices: Sequence[str], value: str) -> None:
+    def __init__(self, choices: Sequence[str], value: str, nothing: str) -> None:
+        """`nothing` is how the choice of no value is shown, already translated."""
         super().__init__()
+        self._nothing = nothing
         # A value that is none of the choices (a preset with a mistake) is shown too, until another is chosen.
         self.choices = list(choices) if value in choices else [value, *choices]
         self.set_reactive(ChoiceLine.value, value)
@@ -56,7 +55,7 @@ class ChoiceLine(Widget, can_focus=True):
             return text
         place = f"{self._place + 1}/{len(self.choices)}"
         room = self.size.width - cell_len(place) - 5
-        word = self.value or NOTHING
+        word = self.value or self._nothing
         return Text(f"‹ {fitted(word, min(room, cell_len(word)))} › {place}", no_wrap=True)
 
     @property
@@ -65,7 +64,7 @@ class ChoiceLine(Widget, can_focus=True):
 
     def _words(self) -> list[str]:
         return [
-            f"[{choice or NOTHING}]" if place == self._place else f" {choice or NOTHING} "
+            f"[{choice or self._nothing}]" if place == self._place else f" {choice or self._nothing} "
             for place, choice in enumerate(self.choices)
         ]
 

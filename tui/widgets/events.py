@@ -51,7 +51,7 @@ class EventList(VerticalScroll, can_focus=True):
         at_end = self.is_vertical_scroll_end
         self.query_one(Static).update(Text("\n").join(event_line(event) for event in events))
         if at_end:
-            self.scroll_end(animate=False)
+            self.call_after_refresh(self.scroll_end, animate=False, immediate=True)
 
 
 def event_line(event: Mapping[str, Any]) -> Text:

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.cells import cell_len
+from rich.segment import Segment
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import DescendantBlur, DescendantFocus
 from textual.message import Message
+from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from core.language import tr
 from core.text.plain import plain
 from tui.form import FieldSpec
-from tui.status_marks import mark
+from tui.status_marks import glyph, mark
 from tui.widgets.cells import fitted
-from tui.widgets.choice_line import NOTHING, ChoiceLine
+from tui.widgets.choice_line import ChoiceLine
+
+
+class ValueInput(Input):
+    """While nobody types in it, it shows the beginning of its value, and that there is more."""
+
+    def render_line(self, y: int) -> Strip:
+        width = self.content_size.width
+        if self.has_focus or y or cell_len(self.value) <= width:
+            return super().render_line(y)
+        return Strip([Segment(fitted(self.value, width), self.visual_style.rich_style)], width)
 
 
 class FieldRow(Widget):
     """The row draws name and hint itself, in the margins of its one child, the editor: a form of thirty fields stays quick.
 
-    The margins for narrow screens are in setup.tcss.
+    A value takes the room of a hint that there is not. The margins for narrow screens are in setup.tcss.
     """
 
     DEFAULT_CSS = """
     FieldRow { height: auto; layout: vertical; }
-    FieldRow > .editor { width: 1fr; margin: 0 26 0 30; }
+    FieldRow > .editor { width: 1fr; margin: 0 26 0 26; }
+    FieldRow.-no-hint > .editor { margin: 0 0 0 26; }
     FieldRow > .problem { height: auto; padding: 0 1 0 4; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -72,11 +86,13 @@ class FieldRow(Widget):
         """As it is shown."""
         self._editor: Input | ChoiceLine
         if spec.choices:
-            self._editor = ChoiceLine(spec.choices, text)
+            self._editor = ChoiceLine(spec.choices, text, tr(spec.if_empty))
         else:
-            self._editor = Input(plain(text), placeholder=NOTHING, compact=True)
+            self._editor = ValueInput(plain(text), placeholder=f"({tr(spec.if_empty)})", compact=True)
             self._editor.cursor_blink = False
         self._editor.add_class("editor")
+        self.set_class(not spec.unit, "-no-unit")
+        self.set_class(not spec.unit and not default, "-no-hint")
 
     def compose(self) -> ComposeResult:
         yield self._editor
@@ -85,7 +101,7 @@ class FieldRow(Widget):
         narrow = self.screen.has_class("-narrow")
         label_cells, hint_cells = (self._editor.styles.margin.left, self._editor.styles.margin.right)
         pointer = "›" if self._editor.has_focus else " "
-        sign, style = (mark("fail").plain[0], "red") if self.problem else ("*", "yellow") if self.changed else (" ", "")
+        sign, style = (glyph("fail"), "red") if self.problem else ("*", "yellow") if self.changed else (" ", "")
         text = Text(pointer, no_wrap=True, style="bold" if self._editor.has_focus else "")
         text.append(sign, style=style).append(fitted(self.spec.name, label_cells - 3))
         text.append(" " * max(0, self.size.width - label_cells - hint_cells + 1))

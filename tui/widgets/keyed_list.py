@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+from rich.segment import Segment
 from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.strip import Strip
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
+
+from core.language import tr_later
 
 Item = tuple[str, Text]
 """(key, line); a key that begins with "#" is a heading, which the cursor passes over."""
 
+CURSOR, LEFT_BEHIND = "›", "-"
+"""Before the line under the cursor, while the list has the focus and while it has not: a colour alone would not say it."""
+
 
 class KeyedList(OptionList):
-    """One row an item, cut at the right edge."""
+    """One row an item, cut at the right edge; the first two columns are the cursor's."""
 
     DEFAULT_CSS = """
     KeyedList { border: none; padding: 0; height: 1fr; background: transparent; text-wrap: nowrap; text-overflow: ellipsis; }
     KeyedList:focus { border: none; }
+    KeyedList > .option-list--option { padding: 0 0 0 2; }
     """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select", tr_later("Open"), key_display="enter", tooltip=tr_later("Open or choose the line.")),
+    ]
 
     def __init__(self, id: str) -> None:
         super().__init__(id=id, markup=False)
@@ -50,6 +63,24 @@ class KeyedList(OptionList):
         keys = [key for key, _ in self._items]
         free = next((place for place, key in enumerate(keys) if not key.startswith("#")), None)
         self.highlighted = keys.index(key) if key in keys else free
+
+    def render_line(self, y: int) -> Strip:
+        strip = super().render_line(y)
+        if self.scroll_offset.y + y != self.highlighted or not strip:
+            return strip
+        style = next(iter(strip)).style
+        return Strip.join([Strip([Segment(CURSOR if self.has_focus else LEFT_BEHIND, style)], 1), strip.crop(1)])
+
+
+class ChoiceList(KeyedList):
+    """Things to do or answers to a question, not things to open."""
+
+    DEFAULT_CSS = "ChoiceList { height: auto; }"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "enter", "select", tr_later("Choose"), key_display="enter", tooltip=tr_later("Open or choose the line.")
+        ),
+    ]
 
 
 def in_columns(text: Text, cells: int) -> Text:

@@ -9,7 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.events import DescendantBlur
+from textual.events import DescendantBlur, DescendantFocus
 from textual.message import Message
 from textual.widgets import Input, Static
 
@@ -17,6 +17,9 @@ from core.language import tr, tr_later
 from core.quantities import count
 from tui.log_reader import LogLine
 from tui.widgets.log_view import LogView
+
+HERE = "› "
+"""Stands before the row above the lines while they have the focus: a border that changes would redraw all within it."""
 
 
 class LogPane(Vertical):
@@ -118,7 +121,7 @@ class LogPane(Vertical):
             parts.append(f"/{view.needle}" + (f": {self.said}" if self.said else tr("  n next, N down")))
         if self.skipped and view.following:
             parts.append(tr("{count} lines came too fast to show; they are in the file", count=count(self.skipped)))
-        text = " | ".join(parts)
+        text = (HERE if self.view.has_focus else "") + " | ".join(parts)
         said = self.query_one("#log-said", Static)
         if said.content != text:
             said.update(text, layout=False)
@@ -155,11 +158,13 @@ class LogPane(Vertical):
                 self._search(backwards=True)
         self._close_field()
 
+    @on(DescendantFocus)
     @on(DescendantBlur)
-    def _left_field(self) -> None:
+    def _focus_moved(self) -> None:
         field = self.query_one("#log-field", Input)
         if self.screen.focused is not field:
             field.display = False
+        self._say()
 
     def _close_field(self) -> None:
         self.screen.set_focus(self.view)

@@ -12,7 +12,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.events import Resize
+from textual.events import DescendantBlur, DescendantFocus, Resize
 from textual.message import Message
 from textual.widgets import Static
 
@@ -117,22 +117,24 @@ class LossChart(Vertical):
         self._average = Column()
         self._over = 1
         self._hovering = False
+        self._missing = False
         self._plot: LossPlot | None = None
 
     def compose(self) -> ComposeResult:
         yield Values(id="values", markup=False)
         self._plot = LossPlot()
         yield self._plot
-        yield Static(tr("This stage has reported no loss yet."), id="no-curves", markup=False)
+        yield Static(id="no-curves", markup=False)
 
     def on_mount(self) -> None:
         self._draw()
 
     # --- what it is given
 
-    def show(self, series: Series, checkpoints: tuple[int, ...]) -> None:
-        """Draw these curves."""
+    def show(self, series: Series, checkpoints: tuple[int, ...], otherwise: str = "") -> None:
+        """Draw these curves; where there are none, say `otherwise`."""
         self.series, self.checkpoints = series, checkpoints
+        self.query_one("#no-curves", Static).update(otherwise, layout=False)
         self._over = smoothing(series)
         loss = series.column("loss")
         self._average = Column(loss.steps, moving_average(loss, self._over))
@@ -150,6 +152,11 @@ class LossChart(Vertical):
         self._draw()
 
     # --- the view
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no curve to draw."""
+        return not (self.series.column("loss").steps or self.series.column("val_loss").steps)
 
     @property
     def seen(self) -> tuple[float, float]:
@@ -230,8 +237,7 @@ class LossChart(Vertical):
         plot = self._plot
         if plot is None or not plot.is_mounted or not self.display:
             return
-        loss, valid = self.series.column("loss"), self.series.column("val_loss")
-        empty = not loss.steps and not valid.steps
+        valid, empty = self.series.column("val_loss"), self.is_empty
         plot.display = not empty
         self.query_one("#no-curves").display = empty
         self.query_one(Values).display = not empty
@@ -257,7 +263,14 @@ class LossChart(Vertical):
             missing,
             self.cursor if self.cursor is not None and first <= self.cursor <= last else None,
         )
-        self.query_one(Values).update(self._values(looks, bool(missing)), layout=False)
+        self._missing = bool(missing)
+        self._show_values()
+
+    @on(DescendantFocus)
+    @on(DescendantBlur)
+    def _show_values(self) -> None:
+        if not self.is_empty:
+            self.query_one(Values).update(self._values(), layout=False)
 
     def _looks(self, by_shape: bool) -> dict[str, tuple[str, str]]:
         """(marker in the plot and the legend, colour) of each curve."""
@@ -283,14 +296,15 @@ class LossChart(Vertical):
                 loss = records
         return Curve(*loss.part(first, last)), Curve(*average.part(first, last))
 
-    def _values(self, looks: dict[str, tuple[str, str]], missing: bool) -> Text:
+    def _values(self) -> Text:
         """The legend, with the values at the cursor, or the newest ones."""
+        looks = self._looks(ascii_only() or self.app.no_color)
         step = self.cursor
         first, last = self.seen
         train, average = self._visible(first, last)
         if step is None:
             step = float(self._span()[1])
-        text = Text(no_wrap=True)
+        text = Text("› " if self.query_one(Values).has_focus else "", no_wrap=True)
         near = train.at(step)
         if near is not None:
             style = "bold reverse" if self.cursor is not None else ""
@@ -308,7 +322,7 @@ class LossChart(Vertical):
             text.append(f"{title} ").append(value, style="bold").append("  ")
         if self.log_scale:
             text.append(tr("log scale") + "  ")
-        if missing:
+        if self._missing:
             text.append("x ", style="bold red").append("NaN  ")
         if self.checkpoints:
             text.append(("|" if ascii_only() else "┊") + " ", style="bright_black").append(tr("checkpoint"))

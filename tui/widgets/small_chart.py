@@ -76,9 +76,9 @@ def bar_heights(
     finite = [mean for mean in means if math.isfinite(mean)]
     low, high = min(0.0, *finite) if from_zero else min(finite), max(finite) if math.isnan(top) else top
     spread = high - low
+    flat = 0.0 if from_zero else 0.5
+    shares = [(mean - low) / spread if spread else flat for mean in means]
     return [
-        None
-        if math.isnan(mean)
-        else 1 + round(min(1.0, max(0.0, (mean - low) / spread if spread else 0.5)) * (full - 1))
-        for mean in means
+        None if math.isnan(mean) else 1 + round(min(1.0, max(0.0, share)) * (full - 1))
+        for mean, share in zip(means, shares, strict=True)
     ]
