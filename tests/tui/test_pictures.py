@@ -18,6 +18,8 @@ import pytest
 from screen_text import until, until_shown
 
 import core.facts
+import core.preset_source
+import core.stages.environment
 import tui.screens.doctor
 from core.language import set_language
 from tui.app import WizardApp
@@ -57,11 +59,16 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same machine, time and place for every picture."""
     shutil.rmtree(RUNS.parent, ignore_errors=True)
     RUNS.mkdir(parents=True)
+    presets = shutil.copytree(
+        core.preset_source.SHIPPED, RUNS.parent / "presets"
+    )  # the screens name the preset's script
+    monkeypatch.setattr(core.preset_source, "SHIPPED", presets)
     monkeypatch.chdir(RUNS.parent)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.setattr(time, "time", lambda: NOW)
     monkeypatch.setattr(core.facts, "gather_facts", lambda *_: FACTS)
+    monkeypatch.setattr(core.stages.environment, "sys", SimpleNamespace(executable=FACTS.python))  # of our own Python
     monkeypatch.setattr(tui.screens.doctor, "time", SimpleNamespace(monotonic=lambda: 0.0))  # "2.0 s" of checks
     yield
     set_language("en")
