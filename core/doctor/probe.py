@@ -1060,6 +1060,54 @@ def look_at_credentials(wanted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def look_at_hub(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Whether the Hub can be reached from here, and what its answer says the token may do; the token goes nowhere else."""
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    home = Path(os.environ.get("HF_HOME") or at_home(".cache/huggingface"))
+    token_file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    if not token and is_file(token_file):
+        token = token_file.read_text(errors="replace")
+    # An address may carry a password: only its host is told.
+    value: dict[str, Any] = {
+        "host": re.sub(r"^\w+://([^/@]*@)?|[/].*$", "", endpoint),
+        "name": None,
+        "role": None,
+        "status": None,
+    }
+    if not token.strip():
+        return value
+    from http.client import HTTPException
+    from urllib import error, request
+
+    class Stay(request.HTTPRedirectHandler):
+        """Another address would get the token too."""
+
+        def redirect_request(self, *_: Any) -> None:
+            return None
+
+    try:
+        if not endpoint.startswith(("https://", "http://")):
+            raise OSError("HF_ENDPOINT is no web address")
+        headers = {"Authorization": "Bearer " + token.strip()}
+        asked = request.Request(endpoint + "/api/whoami-v2", headers=headers)  # noqa: S310 (checked above)
+        with request.build_opener(Stay).open(asked, timeout=15) as answer:
+            document = json.loads(answer.read(1 << 20).decode("utf-8", "replace"))
+            value["status"] = answer.status
+    except error.HTTPError as refused:
+        value["status"] = refused.code
+        return value
+    except (OSError, HTTPException, ValueError) as failed:
+        # Python names a header that it refuses with its value: that would be the token.
+        value["error"] = (
+            type(failed).__name__ if isinstance(failed, ValueError) else str(getattr(failed, "reason", failed))
+        )
+        return value
+    value["name"] = document.get("name")
+    value["role"] = ((document.get("auth") or {}).get("accessToken") or {}).get("role")
+    return value
+
+
 def look_at_slurm(wanted: dict[str, Any]) -> dict[str, Any]:
     job = os.environ.get("SLURM_JOB_ID", "")
     value: dict[str, Any] = {"job": job, "available": bool(shutil.which("scontrol")), "nodes": [], "step": ""}
@@ -1328,6 +1376,7 @@ OBSERVATIONS: tuple[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], bool,
     ("clock.skew", look_at_clock, False, QUICK_S),
     ("fleet.equal", look_at_stack, True, 15),
     ("creds", look_at_credentials, False, QUICK_S),
+    ("creds.hub", look_at_hub, False, 25),
     ("slurm", look_at_slurm, False, 20),
 )
 

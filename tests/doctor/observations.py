@@ -220,6 +220,7 @@ IDENTITY = {"machine": "a1", "boot": "b1", "host": "node1", "addresses": ["10.0.
 SHARED = {"folders": {"/runs": {"seen": True, "written": True, "error": ""}}}
 SPEED = {"write": 1e9, "read": 2e9, "files_per_s": 5000.0, "file_system": "ext4"}
 STACK = {"kernel": "6.1.0", "stack": {"torch": "2.2.0", "python": "3.9.18", "driver": "580.65.06"}}
+HUB = {"host": "huggingface.co", "name": "tester", "role": "write", "status": 200}
 CREDS = {"wandb": True, "wandb_mode": "", "hub": True, "hub_offline": False, "readable_by_others": []}
 SLURM = {
     "job": "17",
@@ -305,6 +306,7 @@ PASSES: dict[str, dict[str, Any]] = {
     "clock.skew": {"time": 1.8e9, "offset": 0.1},
     "fleet.equal": STACK,
     "creds": CREDS,
+    "creds.hub": HUB,
     "slurm": SLURM,
 }
 
@@ -312,7 +314,7 @@ ONE_NODE_SKIPS = ("ssh.same_host", "clock.skew", "fleet.equal")
 """Checks that compare nodes: on one alone they are skipped."""
 OF_ORIGINAL = ("apex.so", "flash.so", "megatron.import", "megatron.helpers", "megatron.fused_kernels")
 """Checks that only the original profile makes."""
-OF_FLEET = ("ds.launcher", "ds.env_file", "net.hostname", "net.iface", "net.mtu", "creds", "slurm")
+OF_FLEET = ("ds.launcher", "ds.env_file", "net.hostname", "net.iface", "net.mtu", "creds", "creds.hub", "slurm")
 """Checks that ask for several nodes, another launcher or a log-in."""
 
 TROUBLE: list[tuple[str, dict[str, Any], str, str]] = [
@@ -570,6 +572,9 @@ TROUBLE: list[tuple[str, dict[str, Any], str, str]] = [
     ("creds", CREDS | {"wandb": False}, "fail", "not logged in: Weights & Biases"),
     ("creds", CREDS | {"hub_offline": True}, "fail", "HF_HUB_OFFLINE"),
     ("creds", CREDS | {"readable_by_others": ["/home/u/.netrc"]}, "warn", "others can read /home/u/.netrc"),
+    ("creds.hub", HUB | {"status": 401, "name": None}, "fail", "refuses the token"),
+    ("creds.hub", HUB | {"role": "read"}, "fail", "may only read"),
+    ("creds.hub", HUB | {"status": None, "error": "timed out"}, "fail", "cannot be reached"),
     ("slurm", SLURM | {"nodes": ["node1"]}, "fail", "node2 are not part of job 17"),
     ("slurm", SLURM | {"ends": "2026-11-24T10:20:00"}, "warn", "ends in 20m00s"),
     ("slurm", SLURM | {"terminal": True}, "warn", "srun --pty"),

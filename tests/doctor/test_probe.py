@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_hub import FakeHub
 
 from core.doctor.examine import PROBE, observe, parse_lines
 from core.doctor.finding import Observation
-from core.doctor.probe import OBSERVATIONS, compilers_in
+from core.doctor.probe import OBSERVATIONS, compilers_in, look_at_hub
 
 
 def probe(tmp_path: Path, python: str = sys.executable, source: str = "", **wanted: Any) -> dict[str, Observation]:
@@ -158,6 +159,27 @@ def test_credentials_are_reported_by_their_presence_only(tmp_path: Path, monkeyp
     assert value is not None
     assert (value["wandb"], value["hub"], value["readable_by_others"]) == (True, True, [str(netrc)])
     assert canary not in repr(seen)
+
+
+def test_the_hub_is_asked_who_the_token_is_and_nothing_shows_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeHub(token="hf_right") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        known = look_at_hub({})
+        assert (known["status"], known["name"]) == (200, "tester")
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        assert look_at_hub({})["status"] == 401
+        monkeypatch.setenv("HF_TOKEN", "hf_two\nlines")
+        assert look_at_hub({})["error"] == "ValueError"
+        monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("://", "://me:password@"))
+        assert "password" not in str(look_at_hub({}))
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
+    assert "no web address" in look_at_hub({})["error"]
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)  # it is closed now
+    closed = look_at_hub({})
+    assert "refused" in closed["error"]
+    assert "hf_right" not in str(closed) + str(known)
 
 
 def test_other_output_among_the_probes_lines_is_passed_over() -> None:

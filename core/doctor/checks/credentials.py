@@ -56,6 +56,53 @@ def creds(value: Values, needs: Needs) -> Verdict:
     return Verdict("pass", tr("logged in where the plan needs it"))
 
 
+def hub_account(value: Values, needs: Needs) -> Verdict:
+    """A token that is wrong, expired or may only read is refused at the upload, after days of training."""
+    if not needs.hub:
+        return Verdict("skip", tr("no stage of this plan uploads to the Hub"))
+    uploads = tuple(stage for stage in needs.stages if stage.startswith("upload-"))
+    host, status = str(value["host"]), value["status"]
+    if value.get("error"):
+        return Verdict(
+            "fail",
+            tr("{host} cannot be reached from here", host=host),
+            expected=tr("outbound HTTPS"),
+            found=str(value["error"]),
+            why=tr("the uploads start on this machine"),
+            fix=advice("creds.hub", f"curl -I https://{host}", "export HTTPS_PROXY=..."),
+            stages=uploads,
+        )
+    if status is None:
+        return Verdict("skip", tr("there is no token to ask with"))
+    login = advice("creds.hub", "hf auth login")
+    if int(status) in (401, 403):
+        return Verdict(
+            "fail",
+            tr("{host} refuses the token", host=host),
+            expected=tr("a token that is valid"),
+            found=f"HTTP {status}",
+            why=tr("it is wrong, expired or was revoked"),
+            fix=login,
+            stages=uploads,
+        )
+    if int(status) != 200:
+        raise ValueError(f"HTTP {status}")
+    if value["role"] == "read":
+        return Verdict(
+            "fail",
+            tr("the token of {name} may only read", name=value["name"]),
+            expected=tr("a token with the right to write"),
+            found="read",
+            why=tr("the upload would be refused"),
+            fix=login,
+            stages=uploads,
+        )
+    role = str(value["role"] or tr("not told"))
+    return Verdict(
+        "pass", tr("{host} knows the token as {name}, role {role}", host=host, name=value["name"], role=role)
+    )
+
+
 def slurm(value: Values, needs: Needs) -> Verdict:
     """A job that ends before the run, or a hostfile with nodes outside of it, ends the run without a word of its own."""
     if not value["job"]:
@@ -108,5 +155,15 @@ def slurm(value: Values, needs: Needs) -> Verdict:
 
 CHECKS: tuple[Check, ...] = (
     Check("creds", tr_later("log-ins"), "credentials", creds, scope="head", fix="creds", stages="uploading"),
+    Check(
+        "creds.hub",
+        tr_later("the Hub account"),
+        "credentials",
+        hub_account,
+        scope="head",
+        tier="full",
+        fix="creds.hub",
+        stages="uploading",
+    ),
     Check("slurm", tr_later("the Slurm job"), "credentials", slurm, scope="head", stages="training"),
 )
