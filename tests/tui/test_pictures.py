@@ -24,6 +24,8 @@ import tui.screens.doctor
 from core.language import set_language
 from tui.app import WizardApp
 from tui.draft import Draft
+from tui.screens.fix import FixScreen
+from tui.screens.node import NodeScreen
 
 from .sample_runs import FACTS, NOW, alive, failed_run, running_run
 from .test_doctor_screen import check, finding, saying, stand_in
@@ -31,7 +33,13 @@ from .test_doctor_screen import check, finding, saying, stand_in
 RUNS = Path(tempfile.gettempdir()) / "llm-wizard-pictures" / "runs"
 SIZES = {"80x24": (80, 24), "160x48": (160, 48)}
 FIX = {"id": "python.pins", "risk": "safe", "preview": ["python -m pip install 'torch>=2.6'"], "runnable": True}
-DOCTOR = saying(
+PREVIEW = """
+if "--fix" in sys.argv:
+    print("# 1/1 python.pins (safe): install the Python packages")
+    print("python -m pip install 'torch>=2.6'")
+    sys.exit(0)
+"""
+DOCTOR = PREVIEW + saying(
     check("python.env", title="the training Python"),
     check("python.pins", title="the Python packages"),
     check("gpu.ecc", "gpu", "memory errors"),
@@ -108,6 +116,26 @@ async def run(pilot: Any) -> None:
     await pilot.pause(1.5)
 
 
+async def node(pilot: Any) -> None:
+    await run(pilot)
+    pilot.app.push_screen(NodeScreen(pilot.app.watched, "node-001"))
+    await until_shown(pilot, "5000")
+    await settled(pilot)
+
+
+async def fix(pilot: Any) -> None:
+    await doctor(pilot)
+    await pilot.press("f")
+    await until(pilot, lambda: isinstance(pilot.app.screen, FixScreen))
+    await settled(pilot)
+
+
+async def keys(pilot: Any) -> None:
+    await home(pilot)
+    await pilot.press("question_mark")
+    await pilot.pause(0.5)
+
+
 async def troubleshoot(pilot: Any) -> None:
     await pilot.press("6")
     await until_shown(pilot, "CUDA out of memory")
@@ -119,7 +147,10 @@ SCREENS: dict[str, Show] = {
     "setup": setup,
     "plan": plan,
     "doctor": doctor,
+    "fix": fix,
     "run": run,
+    "node": node,
+    "keys": keys,
     "troubleshoot": troubleshoot,
 }
 
@@ -130,7 +161,7 @@ SCREENS: dict[str, Show] = {
 def test_picture(snap_compare: Any, monkeypatch: pytest.MonkeyPatch, screen: str, size: str, language: str) -> None:
     failed = failed_run(RUNS)
     running = running_run(RUNS)
-    if screen in ("doctor", "setup"):
+    if screen in ("doctor", "fix", "setup"):
         stand_in(monkeypatch, DOCTOR)
     set_language(language)
     app = WizardApp(RUNS)
