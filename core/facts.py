@@ -60,10 +60,10 @@ def gather_facts(runs_dir: Path, python: str | None, files: list[str], gpus: tup
     )
 
 
-def facts_for(preset: Preset, runs_dir: Path) -> Facts:
-    """What the plan of this preset needs to know of the machine; `runs_dir` is absolute."""
+def facts_for(preset: Preset, runs_dir: Path, gpus: tuple[Gpu, ...] | None = None) -> Facts:
+    """What the plan of this preset needs to know of the machine; `runs_dir` is absolute, `gpus` those found already."""
     files = [*preset.corpus.files, *preset.tokenizer.files, *preset.finetune.files]
-    return gather_facts(runs_dir, preset.cluster.python, files)
+    return gather_facts(runs_dir, preset.cluster.python, files, gpus)
 
 
 def find_gpus_in_time(seconds: float = GPU_TIMEOUT_S) -> tuple[Gpu, ...]:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from core.doctor.checks import CHECKS
 from core.doctor.profiles import MINIMUM
 
 WIZARD = [str(Path(sys.executable).parent / "llm-wizard"), "doctor"]
@@ -41,7 +42,8 @@ def run(argv: list[str], env: dict[str, str]) -> tuple[float, float, str]:
 def make_fleet(folder: Path) -> dict[str, str]:
     """125 nodes with the probe's own answers, two of them odd, and an ssh that knows them."""
     packages = [*MINIMUM, "tokenizers", "numpy", "flash-attn", "apex"]
-    wanted = json.dumps({"packages": packages, "folder": "/tmp", "timeout": 30})
+    quick = sorted({check.observation for check in CHECKS if check.tier == "quick"})
+    wanted = json.dumps({"observations": quick, "packages": packages, "folder": "/tmp", "timeout": 30})
     lines = subprocess.run([sys.executable, str(PROBE), wanted], capture_output=True, text=True).stdout.splitlines()
     seen = {one["id"]: one for one in map(json.loads, lines)}
     (folder / "bin").mkdir()

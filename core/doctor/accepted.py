@@ -67,7 +67,7 @@ def accepted(path: Path) -> list[Acceptance]:
 
 def demoted(finding: Finding, acceptances: list[Acceptance], today: datetime.date) -> Finding:
     """A warning or failure that is accepted today, as a skip that says so; any other finding as it is."""
-    if finding.status not in ("warn", "fail", "unknown"):
+    if not finding.is_problem:
         return finding
     for one in acceptances:
         if one.id == finding.id and today <= datetime.date.fromisoformat(one.until):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +72,12 @@ class Check:
             "tier": self.tier,
             "fix": self.fix,
         }
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The hint for a name that is none of `known`."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError)

@@ -38,6 +38,7 @@ def wanted_of(needs: Needs, checks: Iterable[Check], imports: bool = False) -> d
         "packages": sorted({*needs.packages, *ALWAYS_LISTED}),
         "folder": needs.folder,
         "torch": needs.torch,
+        "hub": needs.hub,
         "open_files": needs.open_files,
         "imports": imports,
         "megatron": needs.megatron or None,
@@ -153,9 +154,3 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_secrets(part) for part in value]
     return {key: _without_secrets(part) for key, part in value.items()} if isinstance(value, dict) else value
-
-
-def parse_lines(output: str, node: str) -> dict[str, Observation]:
-    """All of the probe's lines, by observation."""
-    observations = (parse_line(line, node) for line in output.splitlines())
-    return {observation.id: observation for observation in observations if observation}

@@ -54,6 +54,11 @@ class Finding:
         return self.verdict.status
 
     @property
+    def is_problem(self) -> bool:
+        """Whether it asks for something to be done or looked into."""
+        return self.status in ("warn", "fail", "unknown")
+
+    @property
     def summary(self) -> str:
         return self.verdict.summary
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from core.doctor.check import Judge, Values
 from core.doctor.finding import Status, Verdict
+from core.doctor.needs import Needs
 from core.language import tr
 
 NAMED = 8
@@ -30,6 +32,13 @@ def fold(values: Mapping[str, str]) -> str:
         name = tr("{count} nodes", count=len(nodes)) if several or len(nodes) > NAMED else nodes_text(nodes)
         parts.append(f"{name} {value}")
     return "; ".join(parts)
+
+
+def each_alone(values: Mapping[str, Values], needs: Needs, judge: Judge) -> dict[str, Verdict]:
+    """The verdicts of the nodes that fail or warn, each judged by itself; where none does, one of them for all."""
+    verdicts = {node: judge(value, needs) for node, value in values.items()}
+    bad = {node: verdict for node, verdict in verdicts.items() if verdict.status in ("fail", "warn")}
+    return bad or {"all": next(iter(verdicts.values()))}
 
 
 def differences(values: Mapping[str, str], expected: str, why: str, status: Status = "fail") -> dict[str, Verdict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from core.doctor import setup
 from core.doctor.apply import apply
+from core.doctor.check import nearest
 from core.doctor.checks import BY_ID, CHECKS
 from core.doctor.finding import Finding
 from core.doctor.fix import Fix, Step
@@ -64,7 +64,7 @@ def jobs_of(
     Raises:
         InputError: an id is asked for that nothing offers.
     """
-    findings = [finding for finding in findings if finding.fix and finding.status in ("warn", "fail", "unknown")]
+    findings = [finding for finding in findings if finding.fix and finding.is_problem]
     by_fix: dict[str, list[Finding]] = {}
     for finding in findings:
         assert finding.fix is not None
@@ -97,8 +97,7 @@ def jobs_of(
             )
         known_ids = {*BY_ID, *setup.BY_ID, *(check.fix for check in CHECKS if check.fix)}
         for name in sorted(unknown - known_ids):
-            near = difflib.get_close_matches(name, known_ids, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else "`llm-wizard doctor --list --json` shows them"
+            hint = nearest(name, known_ids, "`llm-wizard doctor --list --json` shows them")
             raise InputError(f"there is no check or fix {name!r}", hint)
         raise InputError(
             f"nothing is to be mended by {', '.join(sorted(unknown))}",

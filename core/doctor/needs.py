@@ -93,6 +93,10 @@ class Needs:
         return tuple(stage for stage in self.stages if stage in TRAINING)
 
     @property
+    def uploads(self) -> tuple[str, ...]:
+        return tuple(stage for stage in self.stages if stage.startswith("upload-"))
+
+    @property
     def megatron(self) -> str:
         """The Megatron-DeepSpeed checkout; empty where the plan uses none."""
         return f"{self.root}/Megatron-DeepSpeed" if self.root else ""

@@ -54,9 +54,7 @@ def look_at_python(wanted: dict[str, Any]) -> dict[str, Any]:
     return {
         "executable": sys.executable,
         "version": platform.python_version(),
-        "implementation": platform.python_implementation(),
         "prefix": sys.prefix,
-        "conda": os.environ.get("CONDA_PREFIX", ""),
         "machine": platform.machine(),
         "host": platform.node(),
     }
@@ -79,7 +77,6 @@ def look_at_packages(wanted: dict[str, Any]) -> dict[str, Any]:
 def look_at_encoding(wanted: dict[str, Any]) -> dict[str, Any]:
     return {
         "filesystem": sys.getfilesystemencoding(),
-        "stdout": (sys.__stdout__ and sys.__stdout__.encoding) or "",
         "preferred": locale.getpreferredencoding(False),
         "variables": {
             name: os.environ[name] for name in ("LANG", "LC_ALL", "LC_CTYPE", "PYTHONUTF8") if name in os.environ
@@ -111,9 +108,7 @@ def look_at_libraries(wanted: dict[str, Any]) -> dict[str, Any]:
     return {
         "prefix": sys.prefix,
         "torch": str(torch) if torch else None,
-        "is_conda": (Path(sys.prefix) / "conda-meta").is_dir(),
         "path": folders,
-        "missing": [folder for folder in folders if not is_folder(Path(folder))],
         "resolved": resolved,
         "hooks": sorted(path.name for path in (Path(sys.prefix) / "etc" / "conda" / "activate.d").glob("*.sh")),
     }
@@ -174,8 +169,17 @@ def look_at_toolkit(wanted: dict[str, Any]) -> dict[str, Any]:
     return {"nvcc": found, "cuda_home": home, "torch": torch_build()}
 
 
+OR_ERROR = """
+except BaseException as error:
+    lines = str(error).strip().splitlines()
+    value["imported"] = value["ok"] = False
+    value["error"] = type(error).__name__ + ": " + (lines[-1] if lines else "")
+print("MARK" + json.dumps(value))
+"""
+"""The end of a script for `in_python` that tries imports: what it made of `value`, or why it could not."""
+
 TORCH = """
-import json, sys
+import json
 value = {"imported": False}
 try:
     import torch
@@ -192,19 +196,13 @@ try:
             float((torch.ones(1, device="cuda:%d" % i) + 1).sum())
         except Exception as error:
             value["unusable"][str(i)] = str(error).strip().splitlines()[0][:300]
-except BaseException as error:
-    lines = str(error).strip().splitlines()
-    value["imported"] = False
-    value["error"] = type(error).__name__ + ": " + (lines[-1] if lines else "")
-    value["missing"] = isinstance(error, ModuleNotFoundError) and error.name == "torch"
-print("MARK" + json.dumps(value))
 """
 
 
 def look_at_torch(wanted: dict[str, Any]) -> dict[str, Any]:
     if not wanted.get("torch"):
         return {"asked": False}
-    return dict(in_python(TORCH, float(wanted.get("timeout", 120)) - 0.5), asked=True)
+    return dict(in_python(TORCH + OR_ERROR, float(wanted.get("timeout", 120)) - 0.5), asked=True)
 
 
 def look_at_nccl(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -285,13 +283,8 @@ value = {"imported": False}
 try:
     import deepspeed
     value = {"imported": True, "version": deepspeed.__version__, "file": deepspeed.__file__}
-except BaseException as error:
-    lines = str(error).strip().splitlines()
-    value["error"] = type(error).__name__ + ": " + (lines[-1] if lines else "")
-    value["missing"] = isinstance(error, ModuleNotFoundError) and error.name == "deepspeed"
-print("MARK" + json.dumps(value))
 """
-    return in_python(code, float(wanted.get("timeout", 120)) - 0.5)
+    return in_python(code + OR_ERROR, float(wanted.get("timeout", 120)) - 0.5)
 
 
 def look_at_ops(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -313,12 +306,8 @@ try:
             except Exception:
                 compatible[name] = False
     value = {"imported": True, "installed": {k: bool(v) for k, v in installed_ops.items()}, "compatible": compatible}
-except BaseException as error:
-    lines = str(error).strip().splitlines()
-    value["error"] = type(error).__name__ + ": " + (lines[-1] if lines else "")
-print("MARK" + json.dumps(value))
 """
-    return in_python(code, float(wanted.get("timeout", 120)) - 0.5)
+    return in_python(code + OR_ERROR, float(wanted.get("timeout", 120)) - 0.5)
 
 
 def look_at_deepspeed_build(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -382,12 +371,8 @@ value = {"ok": False}
 try:
     import torch, flash_attn_2_cuda
     value = {"ok": True}
-except BaseException as error:
-    lines = str(error).strip().splitlines()
-    value["error"] = type(error).__name__ + ": " + (lines[-1] if lines else "")
-print("MARK" + json.dumps(value))
 """
-        value["imported"] = in_python(code, float(wanted.get("timeout", 120)) - 0.5)
+        value["imported"] = in_python(code + OR_ERROR, float(wanted.get("timeout", 120)) - 0.5)
     return value
 
 
@@ -791,7 +776,6 @@ def look_at_infiniband(wanted: dict[str, Any]) -> dict[str, Any]:
                 "state": text_in(port / "state"),
                 "rate": text_in(port / "rate"),
                 "link_layer": text_in(port / "link_layer"),
-                "symbol_errors": number_in(port / "counters" / "symbol_error"),
                 "link_downed": number_in(port / "counters" / "link_downed"),
             }
         )
@@ -1047,12 +1031,11 @@ def look_at_credentials(wanted: dict[str, Any]) -> dict[str, Any]:
     if is_file(netrc):
         words = netrc.read_text(errors="replace").split()
         in_netrc = any(word == "machine" and words[at + 1 : at + 2] == [host] for at, word in enumerate(words))
-    home = Path(os.environ.get("HF_HOME") or at_home(".cache/huggingface"))
-    token_file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    hub_token, token_file = hub_login()
     return {
         "wandb": bool(os.environ.get("WANDB_API_KEY")) or in_netrc,
         "wandb_mode": os.environ.get("WANDB_MODE", ""),
-        "hub": bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")) or is_file(token_file),
+        "hub": bool(hub_token) or is_file(token_file),
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0", "false", "False"),
         "readable_by_others": [
             str(path) for path in (netrc, token_file) if is_file(path) and path.stat().st_mode & 0o077
@@ -1060,12 +1043,17 @@ def look_at_credentials(wanted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def hub_login() -> tuple[str, Path]:
+    """The token of a variable, which is never to be printed (empty without one), and the file where `hf auth login` keeps one."""
+    home = Path(os.environ.get("HF_HOME") or at_home(".cache/huggingface"))
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    return token, Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+
+
 def look_at_hub(wanted: dict[str, Any]) -> dict[str, Any]:
     """Whether the Hub can be reached from here, and what its answer says the token may do; the token goes nowhere else."""
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    home = Path(os.environ.get("HF_HOME") or at_home(".cache/huggingface"))
-    token_file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    token, token_file = hub_login()
     if not token and is_file(token_file):
         token = token_file.read_text(errors="replace")
     # An address may carry a password: only its host is told.
@@ -1075,7 +1063,7 @@ def look_at_hub(wanted: dict[str, Any]) -> dict[str, Any]:
         "role": None,
         "status": None,
     }
-    if not token.strip():
+    if not token.strip() or not wanted.get("hub", True):  # a plan that uploads nothing needs no answer
         return value
     from http.client import HTTPException
     from urllib import error, request

@@ -92,7 +92,6 @@ ORIGINAL = Profile(
         "llm-jp-sft": "ucllm_nedo_v20240415.1.0",
     },
 )
-PROFILES: dict[str, Profile] = {"modern": MODERN, "original": ORIGINAL}
 
 
 def version_of(text: str) -> tuple[int, ...]:

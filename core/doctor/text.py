@@ -45,7 +45,7 @@ def finding_text(
     head = wrapped(words, width, start, f"{indent}      ") if width else [start + words]
     head[0] = f"{indent}{status_text(finding.status, colour)} {head[0][len(start) :]}"
     lines = []
-    if finding.status in ("warn", "fail", "unknown"):
+    if finding.is_problem:
         verdict = finding.verdict
         parts = {tr("found"): verdict.found, tr("expected"): verdict.expected, tr("why"): verdict.why}
         for name, value in parts.items():
@@ -75,7 +75,7 @@ def report_text(findings: Iterable[Finding], colour: bool = False, command: str 
         members = by_group.get(group)
         if not members:
             continue
-        problems = [finding for finding in members if finding.status in ("warn", "fail", "unknown")]
+        problems = [finding for finding in members if finding.is_problem]
         status = overall(members)
         said = list(dict.fromkeys(finding.summary for finding in members if finding.status == "pass"))
         said = said or list(dict.fromkeys(finding.summary for finding in members if finding.status == "skip"))

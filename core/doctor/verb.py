@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import difflib
 import json
 import os
 import shlex
@@ -144,10 +143,7 @@ def _report(options: argparse.Namespace, findings: list[Finding], needs: Needs, 
                 seconds=seconds,
             )
         )
-        if any(
-            finding.fix and finding.fix.runnable and finding.status in ("warn", "fail", "unknown")
-            for finding in findings
-        ):
+        if any(finding.fix and finding.fix.runnable and finding.is_problem for finding in findings):
             print(tr("what can be mended here: {command}", command=f"{command_of(options)} --fix --dry-run"))
     return exit_code(status, options.strict)
 
@@ -178,15 +174,14 @@ def choose_checks(checks: Iterable[Check], tier: Tier, only: list[str], skip: li
     Raises:
         InputError: an id that is neither a check nor a group.
     """
-    from core.doctor.check import GROUPS, TIERS
+    from core.doctor.check import GROUPS, TIERS, nearest
 
     checks = list(checks)
     wanted, unwanted = _names(only), _names(skip)
     known = [check.id for check in checks] + list(GROUPS)
     for name in (*wanted, *unwanted):
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else "`llm-wizard doctor --list` shows them"
+            hint = nearest(name, known, "`llm-wizard doctor --list` shows them")
             raise InputError(f"there is no check {name!r}", hint)
     allowed = TIERS[: TIERS.index(tier) + 1]
     return [
@@ -203,7 +198,7 @@ def gather_needs(options: argparse.Namespace) -> Needs:
     from core.doctor.examine import probe_timeout
     from core.doctor.needs import needs_for
     from core.doctor.nodes import expand, read_hostfile
-    from core.facts import find_gpus_in_time, gather_facts
+    from core.facts import facts_for, find_gpus_in_time
     from core.plan import make_plan
     from core.preset_source import load_preset
     from core.runs.directory import RunDirectory
@@ -218,9 +213,7 @@ def gather_needs(options: argparse.Namespace) -> Needs:
         gpus = find_gpus_in_time(min(15.0, probe_timeout()))
     except StageError:
         gpus = ()  # the checks of the driver say so
-    files = [*preset.corpus.files, *preset.tokenizer.files, *preset.finetune.files]
-    facts = gather_facts(runs_dir, preset.cluster.python, files, gpus)
-    plan = make_plan(preset, loaded.name, facts, RunDirectory(runs_dir / "doctor"))
+    plan = make_plan(preset, loaded.name, facts_for(preset, runs_dir, gpus), RunDirectory(runs_dir / "doctor"))
     slots = read_hostfile(options.hostfile) if options.hostfile else {}
     nodes = expand(options.nodes) if options.nodes else tuple(slots)
     needs = needs_for(plan.document(), options.profile)
@@ -239,8 +232,7 @@ def blocked_stages(findings: Iterable[Finding], needs: Needs) -> dict[str, list[
         stages = finding.verdict.stages
         if stages is None:
             reach = BY_ID[finding.id].stages
-            uploading = [stage for stage in needs.stages if stage.startswith("upload-")]
-            stages = tuple({"training": TRAINING, "uploading": uploading, "every": needs.stages}[reach])
+            stages = {"training": TRAINING, "uploading": needs.uploads, "every": needs.stages}[reach]
         for stage in stages:
             if stage in blocked and finding.id not in blocked[stage]:
                 blocked[stage].append(finding.id)
@@ -312,13 +304,13 @@ def _fix(options: argparse.Namespace, checks: list[Check], needs: Needs) -> int:
 
 def _accept(options: argparse.Namespace) -> int:
     from core.doctor.accepted import accept
+    from core.doctor.check import nearest
     from core.doctor.checks import BY_ID
     from core.doctor.home import accepted_file
     from core.language import tr
 
     if options.accept not in BY_ID:
-        near = difflib.get_close_matches(options.accept, BY_ID, 1, 0.5)
-        raise InputError(f"there is no check {options.accept!r}", f"did you mean {near[0]}?" if near else "see --list")
+        raise InputError(f"there is no check {options.accept!r}", nearest(options.accept, BY_ID, "see --list"))
     if not options.why or not options.until:
         raise InputError("--accept needs a reason and a last day", "--accept ID --why TEXT --until 2027-01-31")
     one = accept(accepted_file(), options.accept, options.why, options.until)

@@ -68,7 +68,7 @@ LIMITS = {
     "bashrc": "/home/u/.bashrc",
 }
 SPACE = {"folder": "/data", "free": 100 * GIB, "inodes": 10**6, "writable": True, "others": {}}
-ENCODING = {"filesystem": "utf-8", "stdout": "utf-8", "preferred": "UTF-8", "variables": {"LANG": "C.UTF-8"}}
+ENCODING = {"filesystem": "utf-8", "preferred": "UTF-8", "variables": {"LANG": "C.UTF-8"}}
 GPU = {
     "index": 0,
     "name": "NVIDIA H100 80GB HBM3",
@@ -121,9 +121,7 @@ SUFFIX = ".cpython-39-x86_64-linux-gnu.so"
 LIBRARIES = {
     "prefix": "/opt/env",
     "torch": "/opt/env/lib/python3.11/site-packages/torch",
-    "is_conda": False,
     "path": ["/usr/local/cuda/lib64"],
-    "missing": [],
     "resolved": {"libcudart.so.12": "/opt/env/lib/python3.11/site-packages/torch/lib/libcudart.so.12"},
     "hooks": [],
 }
@@ -210,7 +208,6 @@ IB_PORT = {
     "state": "4: ACTIVE",
     "rate": "400 Gb/sec (4X NDR)",
     "link_layer": "InfiniBand",
-    "symbol_errors": 0,
     "link_downed": 0,
 }
 REDUCED = {"asked": True, "rank": 0, "ok": True, "right": True, "stage": "all-reduce", "gb_per_s": 3.2}

@@ -14,9 +14,15 @@ from typing import Any
 import pytest
 from fake_hub import FakeHub
 
-from core.doctor.examine import PROBE, observe, parse_lines
+from core.doctor.examine import PROBE, observe, parse_line
 from core.doctor.finding import Observation
 from core.doctor.probe import OBSERVATIONS, compilers_in, look_at_hub
+
+
+def parse_lines(output: str, node: str) -> dict[str, Observation]:
+    """All of the probe's lines, by observation."""
+    observations = (parse_line(line, node) for line in output.splitlines())
+    return {observation.id: observation for observation in observations if observation}
 
 
 def probe(tmp_path: Path, python: str = sys.executable, source: str = "", **wanted: Any) -> dict[str, Observation]:
@@ -167,6 +173,7 @@ def test_the_hub_is_asked_who_the_token_is_and_nothing_shows_the_token(monkeypat
         monkeypatch.setenv("HF_TOKEN", "hf_right")
         known = look_at_hub({})
         assert (known["status"], known["name"]) == (200, "tester")
+        assert look_at_hub({"hub": False})["status"] is None  # nobody is asked for a plan that uploads nothing
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
         assert look_at_hub({})["status"] == 401
         monkeypatch.setenv("HF_TOKEN", "hf_two\nlines")

@@ -6,6 +6,7 @@ What is missing of the tools is installed once; skipped where the machine allows
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
@@ -46,10 +47,11 @@ def tools() -> None:
                 pytest.skip(f"{', '.join(missing)} cannot be installed: {error}")
             if done.returncode and words != ["update"]:
                 pytest.skip(f"{', '.join(missing)} cannot be installed: {done.stderr.decode()[-300:]}")
-    made = subprocess.run([IP, "netns", "add", HEAD], capture_output=True, text=True)
-    if made.returncode and "File exists" not in made.stderr:
+    trial = f"lwdoctor-{os.getpid()}"
+    made = subprocess.run([IP, "netns", "add", trial], capture_output=True, text=True)
+    if made.returncode:
         pytest.skip(f"this machine forbids network namespaces: {made.stderr.strip()}")
-    sh(IP, "netns", "del", HEAD)
+    sh(IP, "netns", "del", trial)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +70,16 @@ def hosts(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         f"Port 22\nHostKey {folder}/hostkey\nAuthorizedKeysFile {folder}/id.pub\nPermitRootLogin prohibit-password\n"
         "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile none\n"
     )
-    (folder / "sshd_config").write_text(server)
+    # A home of the hosts' own: they are killed at the end, and a start-up file of this machine's user may then hold a lock
+    # (pyenv's, left behind, makes each of his shells wait for a minute).
+    (folder / "home-of-hosts").mkdir()
+    (folder / "sshd_config").write_text(server + f"SetEnv HOME={folder}/home-of-hosts\n")
     Path("/run/sshd").mkdir(exist_ok=True)
     servers: list[subprocess.Popen[bytes]] = []
+    lock = os.open("/run/lock/llm-wizard-hosts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the names are the machine's: a second session waits for the first
     try:
+        take_down()
         for name in (HEAD, *NODES):
             sh(IP, "netns", "add", name)
             sh(IP, "-n", name, "link", "set", "lo", "up")
@@ -103,14 +111,19 @@ def hosts(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
                 time.sleep(0.1)
         yield folder
     finally:
-        for name in (HEAD, *NODES):
-            for pid in sh(IP, "netns", "pids", name, check=False).split():
-                os.kill(int(pid), signal.SIGKILL)
+        take_down()
         for one in servers:
             one.wait()
-        for name in (HEAD, *NODES):
-            sh(IP, "netns", "del", name, check=False)
-            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+        os.close(lock)
+
+
+def take_down() -> None:
+    """End the hosts and remove what they had; also those that a session which was killed has left."""
+    for name in (HEAD, *NODES):
+        for pid in sh(IP, "netns", "pids", name, check=False).split():
+            os.kill(int(pid), signal.SIGKILL)
+        sh(IP, "netns", "del", name, check=False)
+        shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
 
 def argv_of(folder: Path, *argv: str) -> list[str]:

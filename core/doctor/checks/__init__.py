@@ -1,8 +1,8 @@
 """The doctor's checks, one module a group.
 
 To add a check: let the probe print an observation (`OBSERVATIONS` in core/doctor/probe.py), write a judge with a docstring that
-says why it is made, add it to the CHECKS of its group's module, and add its four recorded observations to
-tests/doctor/observations/.
+says why it is made, add it to the CHECKS of its group's module, and add its recorded observations to
+tests/doctor/observations.py.
 """
 
 from __future__ import annotations

@@ -17,9 +17,8 @@ SHORT_S = 3600
 def creds(value: Values, needs: Needs) -> Verdict:
     """A missing log-in stops a run where it wants to upload or log, hours after its start; only stages that need one can fail."""
     missing: list[tuple[str, str, tuple[str, ...]]] = []
-    uploads = tuple(stage for stage in needs.stages if stage.startswith("upload-"))
     if needs.hub and not value["hub"]:
-        missing.append((tr("Hugging Face Hub"), "hf auth login", uploads))
+        missing.append((tr("Hugging Face Hub"), "hf auth login", needs.uploads))
     if needs.wandb and not value["wandb"] and value["wandb_mode"] not in ("offline", "disabled"):
         missing.append(("Weights & Biases", f"{needs.python} -m wandb login", needs.training))
     if missing:
@@ -40,7 +39,7 @@ def creds(value: Values, needs: Needs) -> Verdict:
             found="HF_HUB_OFFLINE",
             why=tr("the upload is refused by the library itself"),
             fix=advice("creds", "unset HF_HUB_OFFLINE"),
-            stages=uploads,
+            stages=needs.uploads,
         )
     if files := [str(path) for path in value["readable_by_others"]]:
         return Verdict(
@@ -60,7 +59,6 @@ def hub_account(value: Values, needs: Needs) -> Verdict:
     """A token that is wrong, expired or may only read is refused at the upload, after days of training."""
     if not needs.hub:
         return Verdict("skip", tr("no stage of this plan uploads to the Hub"))
-    uploads = tuple(stage for stage in needs.stages if stage.startswith("upload-"))
     host, status = str(value["host"]), value["status"]
     if value.get("error"):
         return Verdict(
@@ -70,7 +68,7 @@ def hub_account(value: Values, needs: Needs) -> Verdict:
             found=str(value["error"]),
             why=tr("the uploads start on this machine"),
             fix=advice("creds.hub", f"curl -I https://{host}", "export HTTPS_PROXY=..."),
-            stages=uploads,
+            stages=needs.uploads,
         )
     if status is None:
         return Verdict("skip", tr("there is no token to ask with"))
@@ -83,7 +81,7 @@ def hub_account(value: Values, needs: Needs) -> Verdict:
             found=f"HTTP {status}",
             why=tr("it is wrong, expired or was revoked"),
             fix=login,
-            stages=uploads,
+            stages=needs.uploads,
         )
     if int(status) != 200:
         raise ValueError(f"HTTP {status}")
@@ -95,7 +93,7 @@ def hub_account(value: Values, needs: Needs) -> Verdict:
             found="read",
             why=tr("the upload would be refused"),
             fix=login,
-            stages=uploads,
+            stages=needs.uploads,
         )
     role = str(value["role"] or tr("not told"))
     return Verdict(
@@ -162,7 +160,6 @@ CHECKS: tuple[Check, ...] = (
         hub_account,
         scope="head",
         tier="full",
-        fix="creds.hub",
         stages="uploading",
     ),
     Check("slurm", tr_later("the Slurm job"), "credentials", slurm, scope="head", stages="training"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.doctor import setup
 from core.doctor.check import Check, Values
-from core.doctor.finding import Verdict
+from core.doctor.finding import Status, Verdict
 from core.doctor.fix import Command, Fix, advice
 from core.doctor.needs import Needs
 from core.language import tr, tr_later
@@ -47,28 +47,25 @@ def ops(value: Values, needs: Needs) -> Verdict:
     installed, compatible = dict(value["installed"]), dict(value["compatible"])
     impossible = [name for name in needs.profile.ops if not installed.get(name) and not compatible.get(name)]
     later = [name for name in needs.profile.ops if not installed.get(name) and compatible.get(name)]
-    built = sorted(name for name, there in installed.items() if there)
+    built = ", ".join(sorted(name for name, there in installed.items() if there))
+    status: Status
     if impossible:
-        return Verdict(
-            "fail",
-            tr("DeepSpeed's {ops} is neither built nor can it be built here", ops=", ".join(impossible)),
-            expected=tr("{ops} built in", ops=", ".join(needs.profile.ops)),
-            found=tr("built: {ops}", ops=", ".join(built) or tr("none")),
-            why=tr("the optimizer of the training needs it"),
-            fix=_reinstall(needs, "ds.ops"),
-            stages=needs.packages["deepspeed"],
-        )
-    if later:
-        return Verdict(
-            "warn",
-            tr("DeepSpeed's {ops} will be built at the first step", ops=", ".join(later)),
-            expected=tr("{ops} built in", ops=", ".join(needs.profile.ops)),
-            found=tr("built: {ops}", ops=", ".join(built) or tr("none")),
-            why=tr("every node compiles it at its first start, and all ranks wait"),
-            fix=_reinstall(needs, "ds.ops"),
-            stages=needs.packages["deepspeed"],
-        )
-    return Verdict("pass", tr("built: {ops}", ops=", ".join(built)) if built else tr("no op of DeepSpeed is needed"))
+        status, why = "fail", tr("the optimizer of the training needs it")
+        summary = tr("DeepSpeed's {ops} is neither built nor can it be built here", ops=", ".join(impossible))
+    elif later:
+        status, why = "warn", tr("every node compiles it at its first start, and all ranks wait")
+        summary = tr("DeepSpeed's {ops} will be built at the first step", ops=", ".join(later))
+    else:
+        return Verdict("pass", tr("built: {ops}", ops=built) if built else tr("no op of DeepSpeed is needed"))
+    return Verdict(
+        status,
+        summary,
+        expected=tr("{ops} built in", ops=", ".join(needs.profile.ops)),
+        found=tr("built: {ops}", ops=built or tr("none")),
+        why=why,
+        fix=_reinstall(needs, "ds.ops"),
+        stages=needs.packages["deepspeed"],
+    )
 
 
 def built_with(value: Values, needs: Needs) -> Verdict:
@@ -101,10 +98,16 @@ def built_with(value: Values, needs: Needs) -> Verdict:
     )
 
 
+def _launches_nothing(needs: Needs) -> Verdict | None:
+    if needs.launcher == "deepspeed" or (needs.original and len(needs.nodes) > 1):
+        return None
+    return Verdict("skip", tr("this plan does not use DeepSpeed's launcher for other nodes"))
+
+
 def launcher(value: Values, needs: Needs) -> Verdict:
     """DeepSpeed's own launcher starts other nodes through pdsh, and some settings of pdsh break its command line."""
-    if needs.launcher != "deepspeed" and not (needs.original and len(needs.nodes) > 1):
-        return Verdict("skip", tr("this plan does not use DeepSpeed's launcher for other nodes"))
+    if skip := _launches_nothing(needs):
+        return skip
     if not value["pdsh"]:
         return Verdict(
             "fail",
@@ -130,8 +133,8 @@ def launcher(value: Values, needs: Needs) -> Verdict:
 
 def env_file(value: Values, needs: Needs) -> Verdict:
     """DeepSpeed's launcher hands on only NCCL, PYTHON, MV2 and UCX variables: the rest must stand in .deepspeed_env."""
-    if needs.launcher != "deepspeed" and not (needs.original and len(needs.nodes) > 1):
-        return Verdict("skip", tr("this plan does not use DeepSpeed's launcher for other nodes"))
+    if skip := _launches_nothing(needs):
+        return skip
     lost = [name for name in value["set_here"] if name not in value["named"] and not _secret(name)]
     if lost:
         return Verdict(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from core.doctor.check import Check, Values
 from core.doctor.finding import Verdict
 from core.doctor.fix import advice
+from core.doctor.fold import each_alone
 from core.doctor.needs import Needs
 from core.language import tr, tr_later
 from core.quantities import size
@@ -111,9 +112,7 @@ def shared(value: Values, needs: Needs) -> Verdict:
 
 def compare_shared(values: Mapping[str, Values], needs: Needs) -> dict[str, Verdict]:
     """The nodes that do not see the head's folders."""
-    verdicts = {node: shared(value, needs) for node, value in values.items()}
-    bad = {node: verdict for node, verdict in verdicts.items() if verdict.status == "fail"}
-    return bad or {"all": next(iter(verdicts.values()))}
+    return each_alone(values, needs, shared)
 
 
 CHECKS: tuple[Check, ...] = (

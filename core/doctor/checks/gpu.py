@@ -10,7 +10,7 @@ from typing import Any
 
 from core.doctor.check import Check, Values
 from core.doctor.finding import Status, Verdict
-from core.doctor.fix import advice
+from core.doctor.fix import Fix, advice
 from core.doctor.fold import differences
 from core.doctor.needs import Needs
 from core.language import tr, tr_later
@@ -38,19 +38,31 @@ def gpus_of(value: Values) -> list[Gpu]:
 
 def _absent(value: Values) -> Verdict | None:
     """A skip where there is no GPU, or no driver that answers (`cuda.driver` says so)."""
-    if not value["gpus"]:
-        if not int(value["pci"]) and value["library"] is None:
-            return Verdict("skip", tr("no NVIDIA GPU on this machine"))
-        if value["library"] is None or value["init"]:
-            return Verdict("unknown", tr("the driver does not answer"), found=str(value["detail"]))
-        return Verdict("skip", tr("no NVIDIA GPU on this machine"))
-    return None
+    if value["gpus"]:
+        return None
+    is_silent = bool(int(value["pci"]) if value["library"] is None else value["init"])
+    if is_silent:
+        return Verdict("unknown", tr("the driver does not answer"), found=str(value["detail"]))
+    return Verdict("skip", tr("no NVIDIA GPU on this machine"))
 
 
 def _each(gpus: list[Gpu], problem: Callable[[Gpu], str | None]) -> str:
     """GPU 0: ..., GPU 3: ... for those with a problem."""
     said = [(gpu["index"], text) for gpu in gpus if (text := problem(gpu))]
     return "; ".join(f"GPU {index}: {text}" for index, text in said)
+
+
+def _verdict_of_each(
+    status: Status,
+    gpus: list[Gpu],
+    problem: Callable[[Gpu], str | None],
+    expected: str,
+    why: str,
+    fix: Fix | None = None,
+) -> Verdict | None:
+    """A verdict that says each GPU's problem; None where none has one."""
+    found = _each(gpus, problem)
+    return Verdict(status, found, expected=expected, found=found, why=why, fix=fix) if found else None
 
 
 def count(value: Values, needs: Needs) -> Verdict:
@@ -144,31 +156,28 @@ def ecc(value: Values, needs: Needs) -> Verdict:
             parts.append(tr("page retirement pending"))
         return ", ".join(parts) or None
 
-    if found := _each(gpus_of(value), bad):
-        return Verdict(
-            "fail",
-            found,
-            expected=tr("no uncorrected error since the driver was loaded"),
-            found=found,
-            why=tr("numbers may be wrong, and the next error ends the run"),
-            fix=advice(
-                "gpu.ecc", "# " + tr("take the node out; an administrator resets the GPU: nvidia-smi --gpu-reset -i N")
-            ),
-        )
-
     def many(gpu: Gpu) -> str | None:
         corrected = gpu["ecc_corrected"]
         return tr("{count} corrected errors", count=corrected) if (corrected or 0) > MANY_CORRECTED else None
 
-    if found := _each(gpus_of(value), many):
-        return Verdict(
-            "warn",
-            found,
-            expected=tr("fewer than {count}", count=MANY_CORRECTED),
-            found=found,
-            why=tr("memory that is corrected so often is about to fail"),
-        )
-    off = _each(gpus_of(value), lambda gpu: tr("ECC is off") if gpu["ecc_mode"] == 0 else None)
+    gpus = gpus_of(value)
+    reset = tr("take the node out; an administrator resets the GPU: nvidia-smi --gpu-reset -i N")
+    if errors := _verdict_of_each(
+        "fail",
+        gpus,
+        bad,
+        expected=tr("no uncorrected error since the driver was loaded"),
+        why=tr("numbers may be wrong, and the next error ends the run"),
+        fix=advice("gpu.ecc", "# " + reset),
+    ) or _verdict_of_each(
+        "warn",
+        gpus,
+        many,
+        expected=tr("fewer than {count}", count=MANY_CORRECTED),
+        why=tr("memory that is corrected so often is about to fail"),
+    ):
+        return errors
+    off = _each(gpus, lambda gpu: tr("ECC is off") if gpu["ecc_mode"] == 0 else None)
     return Verdict("pass", tr("no uncorrected error") + (f" ({off})" if off else ""))
 
 
@@ -225,10 +234,10 @@ def throttle(value: Values, needs: Needs) -> Verdict:
         return tr("at its power limit") if (gpu["reasons"] or 0) & POWER_CAP and busy < 50 else None
 
     why = tr("every other rank waits for this one at each step")
-    if found := _each(gpus, hard):
-        return Verdict("fail", found, expected=tr("no slowdown by the hardware"), found=found, why=why)
-    if found := _each(gpus, soft):
-        return Verdict("warn", found, expected=tr("no slowdown"), found=found, why=why)
+    if slowed := _verdict_of_each("fail", gpus, hard, tr("no slowdown by the hardware"), why) or _verdict_of_each(
+        "warn", gpus, soft, tr("no slowdown"), why
+    ):
+        return slowed
     if all(gpu["reasons"] is None for gpu in gpus):
         return Verdict("unknown", tr("the driver does not say why clocks are low"), found="N/A")
     return Verdict("pass", tr("no GPU is slowed down"))
@@ -248,16 +257,14 @@ def clocks(value: Values, needs: Needs) -> Verdict:
             return tr("application clock {clock} MHz of {normal} MHz", clock=clock, normal=normal)
         return None
 
-    if found := _each(gpus_of(value), low):
-        return Verdict(
-            "warn",
-            found,
-            expected=tr("the GPU's own defaults"),
-            found=found,
-            why=tr("it is slower than its peers, and they wait for it"),
-            fix=advice("gpu.clocks", "# " + tr("an administrator types: nvidia-smi -rac; nvidia-smi -pl WATTS")),
-        )
-    return Verdict("pass", tr("clocks and power limits at their defaults"))
+    return _verdict_of_each(
+        "warn",
+        gpus_of(value),
+        low,
+        expected=tr("the GPU's own defaults"),
+        why=tr("it is slower than its peers, and they wait for it"),
+        fix=advice("gpu.clocks", "# " + tr("an administrator types: nvidia-smi -rac; nvidia-smi -pl WATTS")),
+    ) or Verdict("pass", tr("clocks and power limits at their defaults"))
 
 
 def compare_clocks(values: Mapping[str, Values], needs: Needs) -> dict[str, Verdict]:
@@ -290,15 +297,15 @@ def temperature(value: Values, needs: Needs) -> Verdict:
 
     limits: tuple[tuple[Status, int], ...] = (("fail", 0), ("warn", 5))
     for status, margin in limits:
-        if found := _each(gpus, partial(hot, margin=margin)):
-            return Verdict(
-                status,
-                found,
-                expected=tr("5 °C below the slow-down threshold"),
-                found=found,
-                why=tr("the GPU slows down there, and every rank with it"),
-                fix=advice("gpu.temp_power", "# " + tr("look at fans, airflow and the room")),
-            )
+        if near := _verdict_of_each(
+            status,
+            gpus,
+            partial(hot, margin=margin),
+            expected=tr("5 °C below the slow-down threshold"),
+            why=tr("the GPU slows down there, and every rank with it"),
+            fix=advice("gpu.temp_power", "# " + tr("look at fans, airflow and the room")),
+        ):
+            return near
     return Verdict("pass", tr("at most {degrees} °C", degrees=max(gpu["temperature"] for gpu in gpus)))
 
 
@@ -353,19 +360,18 @@ def nvlink(value: Values, needs: Needs) -> Verdict:
         active = sum(link["active"] for link in gpu["nvlinks"])
         return tr("{active} of {most} links active", active=active, most=most) if active < most else None
 
-    if found := _each(gpus, down):
-        return Verdict(
-            "fail",
-            found,
-            expected=tr("as many active links on every GPU"),
-            found=found,
-            why=tr("collectives go over PCIe, or fail"),
-            fix=advice("gpu.nvlink", "nvidia-smi nvlink --status", "nvidia-smi topo -m"),
-        )
-    if found := _each(gpus, lambda gpu: "CRC" if any((link["crc"] or 0) > 1000 for link in gpu["nvlinks"]) else None):
-        return Verdict(
-            "warn", found, expected=tr("few CRC errors"), found=found, why=tr("a link that is about to fail")
-        )
+    def errors(gpu: Gpu) -> str | None:
+        return "CRC" if any((link["crc"] or 0) > 1000 for link in gpu["nvlinks"]) else None
+
+    if bad := _verdict_of_each(
+        "fail",
+        gpus,
+        down,
+        expected=tr("as many active links on every GPU"),
+        why=tr("collectives go over PCIe, or fail"),
+        fix=advice("gpu.nvlink", "nvidia-smi nvlink --status", "nvidia-smi topo -m"),
+    ) or _verdict_of_each("warn", gpus, errors, tr("few CRC errors"), tr("a link that is about to fail")):
+        return bad
     if not most:
         return Verdict("skip", tr("no NVLink is connected"))
     return Verdict("pass", tr("{count} NVLinks a GPU", count=most))
@@ -433,15 +439,14 @@ def burn(value: Values, needs: Needs) -> Verdict:
     if value.get("error"):
         return Verdict("unknown", tr("the load could not be put on the GPUs"), found=str(value["error"]))
     gpus = list(value["gpus"])
-    wrong = _each(gpus, lambda gpu: None if gpu["finite"] and gpu["same"] else tr("wrong numbers under load"))
-    if wrong:
-        return Verdict(
-            "fail",
-            wrong,
-            expected=tr("the same product each time"),
-            found=wrong,
-            why=tr("the model would learn from them"),
-        )
+    if wrong := _verdict_of_each(
+        "fail",
+        gpus,
+        lambda gpu: None if gpu["finite"] and gpu["same"] else tr("wrong numbers under load"),
+        expected=tr("the same product each time"),
+        why=tr("the model would learn from them"),
+    ):
+        return wrong
     speeds = sorted(float(gpu["tflops"]) for gpu in gpus)
     median = speeds[len(speeds) // 2]
     slow = _each(gpus, lambda gpu: f"{gpu['tflops']:.0f} TFLOP/s" if gpu["tflops"] < SLOWEST_SHARE * median else None)

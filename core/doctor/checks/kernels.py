@@ -8,6 +8,7 @@ from core.doctor import setup
 from core.doctor.check import Check, Values
 from core.doctor.finding import Verdict
 from core.doctor.fix import Command, Fix, advice
+from core.doctor.fold import each_alone
 from core.doctor.needs import Needs
 from core.language import tr, tr_later
 
@@ -226,9 +227,7 @@ def fused_kernels(value: Values, needs: Needs) -> Verdict:
 
 def compare_fused_kernels(values: Mapping[str, Values], needs: Needs) -> dict[str, Verdict]:
     """One build folder is shared: it must fit every node."""
-    verdicts = {node: fused_kernels(value, needs) for node, value in values.items()}
-    bad = {node: verdict for node, verdict in verdicts.items() if verdict.status in ("fail", "warn")}
-    return bad or {"all": next(iter(verdicts.values()))}
+    return each_alone(values, needs, fused_kernels)
 
 
 CHECKS: tuple[Check, ...] = (

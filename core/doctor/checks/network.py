@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from core.doctor.check import Check, Judge, Values
+from core.doctor.check import Check, Values
 from core.doctor.finding import Verdict
 from core.doctor.fix import advice
-from core.doctor.fold import differences, fold
+from core.doctor.fold import differences, each_alone, fold
 from core.doctor.needs import Needs
 from core.language import tr, tr_later
 
@@ -51,9 +51,9 @@ def hostname(value: Values, needs: Needs) -> Verdict:
 
 def compare_names(values: Mapping[str, Values], needs: Needs) -> dict[str, Verdict]:
     """Every node must mean the same machine by a name."""
-    bad = {node: verdict for node, value in values.items() if (verdict := hostname(value, needs)).status == "fail"}
-    if bad:
-        return bad
+    verdicts = each_alone(values, needs, hostname)
+    if "all" not in verdicts:
+        return verdicts
     for name in needs.nodes:
         meant = {node: str(value["peers"].get(name)) for node, value in values.items() if node != name}
         if len(set(meant.values())) > 1:
@@ -67,7 +67,7 @@ def compare_names(values: Mapping[str, Values], needs: Needs) -> dict[str, Verdi
                     fix=advice("net.hostname", "# " + tr("an administrator makes /etc/hosts equal on every node")),
                 )
             }
-    return {"all": next(iter({node: hostname(value, needs) for node, value in values.items()}.values()))}
+    return verdicts
 
 
 def interface(value: Values, needs: Needs) -> Verdict:
@@ -96,8 +96,8 @@ def interface(value: Values, needs: Needs) -> Verdict:
                 fix=advice("net.iface", f"unset {variable}"),
                 stages=needs.training,
             )
-    if len(needs.nodes) < 2:
-        return Verdict("skip", tr("one machine: it talks to itself only"))
+    if skip := _alone(needs):
+        return skip
     lost = [node for node, route in value["routes"].items() if not route.get("interface") and not route.get("local")]
     if lost:
         return Verdict(
@@ -233,19 +233,17 @@ def compare_infiniband(values: Mapping[str, Values], needs: Needs) -> dict[str, 
 
 def gloo(value: Values, needs: Needs) -> Verdict:
     """An all-reduce over all nodes on CPUs shows at once whether they can meet and exchange numbers."""
-    if not value["asked"]:
-        return Verdict("skip", tr("one machine: it talks to itself only"))
     return _collective(value, needs, "gloo")
 
 
 def nccl(value: Values, needs: Needs) -> Verdict:
     """The collective of the training itself, with large messages: what hangs or is slow here hangs or is slow there."""
-    if not value["asked"]:
-        return Verdict("skip", tr("one machine: it talks to itself only"))
     return _collective(value, needs, "nccl")
 
 
 def _collective(value: Values, needs: Needs, name: str) -> Verdict:
+    if not value["asked"]:
+        return Verdict("skip", tr("one machine: it talks to itself only"))
     if value["ok"]:
         return Verdict("pass", tr("all-reduce over all nodes, {speed} GB/s", speed=f"{float(value['gb_per_s']):.2g}"))
     return Verdict(
@@ -257,12 +255,6 @@ def _collective(value: Values, needs: Needs, name: str) -> Verdict:
         fix=advice(f"net.{name}", "# " + tr("take the node out of the hostfile, or mend what the other findings name")),
         stages=needs.training,
     )
-
-
-def _compare_collectives(values: Mapping[str, Values], needs: Needs, judge: Judge) -> dict[str, Verdict]:
-    verdicts = {node: judge(value, needs) for node, value in values.items()}
-    bad = {node: verdict for node, verdict in verdicts.items() if verdict.status == "fail"}
-    return bad or {"all": next(iter(verdicts.values()))}
 
 
 CHECKS: tuple[Check, ...] = (
@@ -278,7 +270,7 @@ CHECKS: tuple[Check, ...] = (
         gloo,
         scope="fleet",
         tier="full",
-        compare=partial(_compare_collectives, judge=gloo),
+        compare=partial(each_alone, judge=gloo),
     ),
     Check(
         "net.nccl",
@@ -287,6 +279,6 @@ CHECKS: tuple[Check, ...] = (
         nccl,
         scope="fleet",
         tier="deep",
-        compare=partial(_compare_collectives, judge=nccl),
+        compare=partial(each_alone, judge=nccl),
     ),
 )
