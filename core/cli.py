@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None, screen: Face | None = None, prompts: Fac
     """Carry out one command line. `screen` shows the terminal UI (no verb), `prompts` asks line by line (`init`); they
     are passed in, because core imports neither.
     """
-    parser = _build_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _build_parser(argv)
     options = parser.parse_args(argv)
     use_terminal_encoding()
     set_language(choose_language(options.lang, encoding=sys.stdout.encoding))
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None, screen: Face | None = None, prompts: Fac
         return ExitCode.DONE
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of all verbs; doctor and diagnose have their options where `argv` names them."""
     parser = _Parser(
         "llm-wizard", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -108,9 +110,17 @@ def _build_parser() -> argparse.ArgumentParser:
     init.add_argument("preset", metavar="PRESET", nargs="?", help="the preset to begin with; asked for when not given")
     init.add_argument("--output", metavar="FILE", type=Path, help="where to write it; asked for when not given")
 
-    _add_doctor_options(add("doctor", _doctor, "find what is wrong with the environment, and mend it"))
+    doctor = add("doctor", _doctor, "find what is wrong with the environment, and mend it")
+    diagnose = add("diagnose", _diagnose, "say why a run failed, from its logs")
+    # Importing their modules for nothing would add half to the time of --help.
+    if "doctor" in argv:
+        from core.doctor.verb import add_arguments as add_doctor_arguments
 
-    _add_diagnose_options(add("diagnose", _diagnose, "say why a run failed, from its logs"))
+        add_doctor_arguments(doctor)
+    if "diagnose" in argv:
+        from core.troubleshoot.verb import add_arguments as add_diagnose_arguments
+
+        add_diagnose_arguments(diagnose)
 
     presets = add("presets", _presets, "list, show or check presets")
     presets.add_argument("action", nargs="?", choices=("list", "show", "check"), default="list")
@@ -292,22 +302,10 @@ def _status(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _add_doctor_options(verb: argparse.ArgumentParser) -> None:
-    from core.doctor.verb import add_arguments
-
-    add_arguments(verb)
-
-
 def _doctor(options: argparse.Namespace) -> int:
     from core.doctor.verb import doctor
 
     return doctor(options)
-
-
-def _add_diagnose_options(verb: argparse.ArgumentParser) -> None:
-    from core.troubleshoot.verb import add_arguments
-
-    add_arguments(verb)
 
 
 def _diagnose(options: argparse.Namespace) -> int:

@@ -131,7 +131,7 @@ class NodeSamples:
             status = os.stat(path)  # noqa: PTH116
             identity = (status.st_dev, status.st_ino)
             if identity != file.identity or status.st_size < file.offset:
-                file.identity, file.offset = identity, max(0, status.st_size - TAIL_BYTES)
+                file.identity, file.offset = identity, 0
             if status.st_size == file.offset:
                 return
             file.offset = max(file.offset, status.st_size - TAIL_BYTES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from core.text.plain import plain
 
@@ -24,14 +24,7 @@ def failure_line(log: Path, start: int = 0) -> dict[str, Any] | None:
             size = file.seek(0, 2)
             start = max(start, size - TAIL_BYTES)
             file.seek(0)
-            first_line = 1
-            remaining = start
-            while remaining:
-                block = file.read(min(remaining, 1 << 20))
-                if not block:
-                    break
-                first_line += block.count(b"\n")
-                remaining -= len(block)
+            first_line = 1 + lines_before(file, start)
             lines = plain(file.read().decode("utf-8", "replace")).split("\n")
     except FileNotFoundError:
         return None
@@ -43,6 +36,15 @@ def failure_line(log: Path, start: int = 0) -> dict[str, Any] | None:
     if text.startswith("error: ") and chosen + 1 < len(lines) and lines[chosen + 1].lstrip().startswith("->"):
         hint = lines[chosen + 1].strip().removeprefix("->").strip()
     return {"file": str(log), "line": first_line + chosen, "text": text.removeprefix("error: ")[:2000], "hint": hint}
+
+
+def lines_before(file: BinaryIO, place: int) -> int:
+    """Read a file from its beginning up to byte `place`; returns how many lines end there."""
+    lines = 0
+    while place and (block := file.read(min(place, 1 << 20))):
+        lines += block.count(b"\n")
+        place -= len(block)
+    return lines
 
 
 def _choose(lines: list[str]) -> int | None:

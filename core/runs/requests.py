@@ -39,8 +39,10 @@ def pending(run: RunDirectory, request: str) -> dict[str, Any] | None:
 def take(run: RunDirectory, request: str) -> dict[str, Any] | None:
     """The request if it was left, as `pending` gives it; it is removed, so exactly one taker sees it."""
     asked = pending(run, request)
+    if asked is None:
+        return None
     try:
         (run.requests / request).unlink()
     except FileNotFoundError:
         return None
-    return asked or {"by": "?", "time": 0.0}
+    return asked

@@ -12,14 +12,14 @@ import math
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import orjson
+from core.runs.records import json_records
 
 NAMES = ("loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "step_ms", "val_bits_per_byte")
 RARE = ("val_loss", "val_bits_per_byte")
@@ -216,7 +216,7 @@ def read_validations(path: Path, size: int, go_on: Callable[[], bool]) -> dict[s
                 whole = block.rfind(b"\n") + 1
                 if not whole:
                     break
-                for record in _parse(_lines_with(block[:whole], b'"val_loss"')):
+                for record in json_records(_lines_with(block[:whole], b'"val_loss"')):
                     found.add({name: record[name] for name in ("step", *RARE) if name in record})
                 position += whole
     except FileNotFoundError:
@@ -286,7 +286,7 @@ def _take(series: Series, data: bytes, place: int, wanted: Callable[[int], bool]
     """Add the whole lines of `data`, which begins at byte `place`; True if there was one."""
     end = data.rfind(b"\n") + 1
     anchored = False
-    for record in _parse(data[:end].split(b"\n")):
+    for record in json_records(data[:end].split(b"\n")):
         step = record.get("step")
         if not anchored:
             series._anchor(place, step)
@@ -295,14 +295,3 @@ def _take(series: Series, data: bytes, place: int, wanted: Callable[[int], bool]
             series.add(record)
     series.size = place + end
     return end > 0
-
-
-def _parse(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line:
-            try:
-                record = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue  # damaged: a disk that was full, or the end of the file that is still being written
-            if isinstance(record, dict):
-                yield record

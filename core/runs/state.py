@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from core.errors import InputError
 from core.files import read_json
 from core.runs.directory import RunDirectory, check_run_name
 from core.runs.lock import lock_owner
+from core.runs.records import json_records
 
 ENDED = ("done", "failed", "stopped", "lost")
 
@@ -95,10 +94,4 @@ def tail_records(path: Path, limit: int = 1 << 16) -> list[dict[str, Any]]:
             data = file.read()
     except FileNotFoundError:
         return []
-    records = []
-    for line in data.split(b"\n")[1 if start else 0 : -1]:
-        with contextlib.suppress(orjson.JSONDecodeError):  # half a line that a full disk left
-            record = orjson.loads(line)
-            if isinstance(record, dict):
-                records.append(record)
-    return records
+    return list(json_records(data.split(b"\n")[1 if start else 0 : -1]))

@@ -12,6 +12,7 @@ from typing import Any
 
 from core.errors import InputError
 from core.language import tr
+from core.runs.evidence import lines_before
 from core.runs.masking import Masker
 from core.text.plain import plain
 from core.troubleshoot.entries import Entry, entries_of
@@ -142,10 +143,7 @@ def diagnose(
 def diagnose_part(log: Path, start: int, exit_code: int | None = None) -> tuple[int, Diagnosis]:
     """The diagnosis of what stands in `log` from byte `start` on, and how many lines stand before that."""
     with log.open("rb") as stream:
-        before, left = 0, start
-        while left and (block := stream.read(min(left, 1 << 20))):
-            before += block.count(b"\n")
-            left -= len(block)
+        before = lines_before(stream, start)
         reading = read_log(stream, _matcher().wanted)
     return before, _judged(list(entries_of(str(log), reading, origin_of(log))), exit_code, None)
 

@@ -2,7 +2,7 @@
 
 It runs as a process of its own with a time limit: whatever a log may hold, the supervisor goes on.
 
-    python core/troubleshoot/failed_stage.py LOG START EXIT_CODE      (prints one JSON object)
+    python -m core.troubleshoot.failed_stage LOG START EXIT_CODE      (prints one JSON object)
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def verdict_of(log: Path, start: int, exit_code: int) -> dict[str, Any] | None:
         done = subprocess.run(
             [
                 sys.executable,
-                "-c",
-                "from core.troubleshoot.failed_stage import main; main()",
+                "-m",
+                "core.troubleshoot.failed_stage",
                 str(log),
                 str(start),
                 str(exit_code),

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 import psutil
 
 from core.language import tr
+from core.runs.records import json_records
 
 Record = Mapping[str, Any]
 COMPILERS = frozenset(
@@ -247,15 +247,7 @@ class MetricsTail:
             return []
         end = data.rfind(b"\n") + 1
         self._position += end
-        records: list[Record] = []
-        for line in data[:end].splitlines():
-            try:
-                record = orjson.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                records.append(record)
-        return records
+        return list(json_records(data[:end].split(b"\n")))
 
 
 class Watch:

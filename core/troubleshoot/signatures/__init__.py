@@ -27,8 +27,3 @@ def load_signatures() -> tuple[Signature, ...]:
             except ValidationError as error:
                 raise InputError(f"{path}: {entry.get('id')}: {error}") from None
     return tuple(found)
-
-
-def find_signature(signature_id: str) -> Signature | None:
-    """The signature with this id."""
-    return next((signature for signature in load_signatures() if signature.id == signature_id), None)
