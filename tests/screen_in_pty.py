@@ -13,11 +13,32 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()=>][0-9A-Z]?")
+SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()=>][0-9A-Z]?")
 REPOSITORY = Path(__file__).parent.parent
+TERMINAL = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+
+
+def start_in_pty(
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    columns: int,
+    rows: int,
+    cwd: Path | None = None,
+    redirected: Mapping[int, Path] | None = None,
+) -> tuple[int, int]:
+    """Start a program, named by its path, with just these variables in a pty of its own; (its pid, our side of the pty)."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        if cwd is not None:
+            os.chdir(cwd)
+        for descriptor, path in (redirected or {}).items():
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
+        os.execve(argv[0], argv, variables)
+    return pid, terminal
 
 
 class ScreenInPty:
@@ -35,23 +56,11 @@ class ScreenInPty:
         redirected: Mapping[int, Path] | None = None,
         **environment: str | None,
     ) -> None:
-        wanted = {
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "TERM": "xterm-256color",
-            "LANG": "C.UTF-8",
-            "LC_ALL": "C.UTF-8",
-            **environment,
-        }
+        wanted = {**os.environ, "PYTHONPATH": str(REPOSITORY), **TERMINAL, **environment}
         variables = {name: value for name, value in wanted.items() if value is not None}
         self.output = b""
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.chdir(cwd)
-            for descriptor, path in (redirected or {}).items():
-                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
-            os.execve(sys.executable, [sys.executable, "-m", "tui.main", *argv], variables)
+        command = [sys.executable, "-m", "tui.main", *argv]
+        self.pid, self.terminal = start_in_pty(command, variables, columns, rows, cwd, redirected)
 
     def read(self, seconds: float = 0.1) -> bool:
         """Take in what the process prints within the time; False when it has closed the terminal."""
@@ -67,7 +76,7 @@ class ScreenInPty:
     @property
     def text(self) -> str:
         """Everything printed so far, without escape sequences."""
-        return _SEQUENCE.sub(b"", self.output).decode("utf-8", "replace")
+        return SEQUENCE.sub(b"", self.output).decode("utf-8", "replace")
 
     def wait_for(self, text: str, seconds: float = 30) -> None:
         """Read until the text has been printed; forgets what came before the call."""

@@ -9,6 +9,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 from textual.app import App
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 
 def screen_lines(app: App[Any]) -> list[str]:
@@ -18,6 +19,11 @@ def screen_lines(app: App[Any]) -> list[str]:
 
 def screen_text(app: App[Any]) -> str:
     return "\n".join(screen_lines(app))
+
+
+def shown(app: App[Any], widget: str) -> str:
+    """What one Static holds, also of what there is no room for."""
+    return str(app.screen.query_one(widget, Static).visual)
 
 
 def words(app: App[Any], selector: str) -> str:

@@ -19,6 +19,7 @@ from core.errors import WizardError
 from core.language import tr
 from core.text.plain import plain
 from tui.app import WizardApp
+from tui.log_target import FAILED
 from tui.run_actions import RESUMABLE, ask_to_stop, checkpoint, diagnose, resume
 from tui.run_listing import RunListing, RunRow
 from tui.screens.base import WizardScreen
@@ -56,7 +57,7 @@ class WizardCommands(Provider):
         return cast(WizardApp, self.app)
 
     async def startup(self) -> None:
-        runs, presets = await _in_time(partial(_runs, self.wizard)), await _in_time(_presets)
+        runs, presets = await asyncio.gather(_in_time(partial(_runs, self.wizard)), _in_time(_presets))
         self._commands = [
             *_of_screen(self.screen),
             *_of_runs(self.wizard, runs or []),
@@ -157,7 +158,7 @@ def _of_runs(wizard: WizardApp, rows: Iterable[RunRow]) -> Iterable[Command]:
         if row.state in RESUMABLE:
             help_text = tr("From its last verified checkpoint.")
             yield Command(tr("Resume run {name}", name=name), help_text, partial(resume, wizard, run))
-        if row.state in ("failed", "lost"):
+        if row.state in FAILED:
             help_text = tr("Look for the cause in its logs.")
             yield Command(tr("Why did run {name} fail?", name=name), help_text, partial(diagnose, wizard, run))
 

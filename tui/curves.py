@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from core.runs.series import Column, Series
 
-POINTS_A_CELL = 4
-"""Two dots side by side in a cell, each with a smallest and a largest value."""
 SMOOTHED_SHARE = 50
 """The moving average looks back over this part of the run."""
 
@@ -34,7 +32,7 @@ class Curve:
 
 
 def pieces(curve: Curve, cells: int) -> list[Curve]:
-    """The unbroken parts of a curve, each thinned to what `cells` columns can show of it."""
+    """The unbroken parts of a curve, each thinned to what `cells` columns can show of it: two dots side by side in a cell."""
     parts: list[Curve] = []
     begin = 0
     for place, value in enumerate([*curve.values, math.nan]):

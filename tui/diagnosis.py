@@ -103,10 +103,7 @@ def evidence_text(evidence: Evidence, signature: Signature | None, is_verdict: b
         add_section(text, tr("Evidence"), f"{evidence.place}\n{evidence.text}")
     else:
         add_section(text, tr("Evidence"), tr("The exit code says so; the logs end without a word."))
-    add_section(text, tr("Cause"), tr(evidence.cause))
-    add_section(text, tr("What to do"), tr(evidence.fix))
-    _mending(text, signature)
-    add_section(text, tr("Sources"), "\n".join(evidence.sources))
+    _add_what_to_do(text, evidence, signature)
     return text
 
 
@@ -115,10 +112,7 @@ def signature_text(signature: Signature) -> Text:
     text = Text().append(f"{signature.id}\n", style="bold")
     text.append(f"{signature.category}, {tr(ROLES[signature.role])}\n", style="bright_black")
     add_section(text, tr("It reads like this"), plain(signature.sample).strip())
-    add_section(text, tr("Cause"), tr(signature.cause))
-    add_section(text, tr("What to do"), tr(signature.fix))
-    _mending(text, signature)
-    add_section(text, tr("Sources"), "\n".join(signature.sources))
+    _add_what_to_do(text, signature, signature)
     return text
 
 
@@ -135,11 +129,15 @@ def verdict_text(diagnosis: Diagnosis) -> Text:
     return text
 
 
-def _mending(text: Text, signature: Signature | None) -> None:
+def _add_what_to_do(text: Text, known: Evidence | Signature, signature: Signature | None) -> None:
+    """The cause, the fix and where both come from; the commands that mend it are the signature's."""
+    add_section(text, tr("Cause"), tr(known.cause))
+    add_section(text, tr("What to do"), tr(known.fix))
     if command := fix_command(signature):
         add_section(text, tr("Type, or press d"), command)
     if signature is not None and signature.auto_fix:
         add_section(text, tr("What the tool can change"), "\n".join(signature.auto_fix))
+    add_section(text, tr("Sources"), "\n".join(known.sources))
 
 
 def search(signatures: Iterable[Signature], words: str) -> list[Signature]:

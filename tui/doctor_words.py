@@ -13,11 +13,16 @@ from tui.sections import add_section
 from tui.status_marks import mark
 from tui.widgets.keyed_list import Item, in_columns
 
-RISKS = {
+_RISKS = {
     "safe": tr_later("safe: it adds something that can be taken away again"),
     "rebuild": tr_later("a rebuild: it replaces what is there, and takes minutes"),
     "destructive": tr_later("destructive: it takes something away"),
 }
+
+
+def risk_words(risk: str) -> str:
+    """A fix's risk with what it means."""
+    return tr(_RISKS[risk]) if risk in _RISKS else risk
 
 
 def list_items(lines: Iterable[Line], title_cells: int) -> list[Item]:
@@ -54,9 +59,10 @@ def detail(line: Line) -> Text:
     add_section(text, tr("Expected"), answer.expected)
     add_section(text, tr("Why it matters"), answer.why)
     if answer.fix is not None:
-        risk = tr(RISKS[answer.fix.risk]) if answer.fix.risk in RISKS else answer.fix.risk
         heading = tr("What mends it") if answer.fix.runnable else tr("What to type")
         add_section(text, heading, "\n".join(answer.fix.preview))
         if answer.fix.runnable:
-            text.append(f"\n{tr('f runs it, after asking. It is {risk}.', risk=risk)}\n", style="cyan")
+            text.append(
+                f"\n{tr('f runs it, after asking. It is {risk}.', risk=risk_words(answer.fix.risk))}\n", style="cyan"
+            )
     return text

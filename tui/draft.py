@@ -122,11 +122,13 @@ class Draft:
 
         return make_plan(self.preset(), self.preset_name, facts, self.run(runs_dir))
 
+    def set_options(self) -> list[str]:
+        """The changes as options of a command line."""
+        return [word for key, text in self.changes.items() for word in ("--set", f"{key}={text}")]
+
     def command_line(self, *options: str) -> str:
         """The same run from a shell; `options` go behind."""
-        argv = ["llm-wizard", "run", self.source]
-        for key, text in self.changes.items():
-            argv += ["--set", f"{key}={text}"]
+        argv = ["llm-wizard", "run", self.source, *self.set_options()]
         if self.name != self.preset_name:
             argv += ["--name", self.name]
         return shlex.join([*argv, *options])

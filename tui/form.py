@@ -198,22 +198,27 @@ def all_fields() -> Mapping[str, FieldSpec]:
     return {spec.key: spec for spec in _specs(Preset, "")}
 
 
+def section_name(key: str) -> str:
+    """The section that a key, or an item of its value, belongs to, or that it is; "" for the keys at the top."""
+    return key.rpartition(".")[0] if key in all_fields() else key.partition(".")[0]
+
+
 def step_of(key: str) -> Step | None:
     """The step where a key, or a whole section, is asked for."""
-    section = key.rpartition(".")[0] if key in all_fields() else key.partition(".")[0]
+    section = section_name(key)
     return next((step for step in STEPS if section in step.sections), None)
 
 
-def is_section(field: FieldInfo) -> bool:
-    """Whether a field of the preset is a section with keys of its own."""
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field of the preset is, with keys of its own; None for any other field."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 def _specs(model: type[Section], prefix: str) -> Iterator[FieldSpec]:
     for name, field in model.model_fields.items():
-        if is_section(field):
-            assert isinstance(field.annotation, type)
-            yield from _specs(field.annotation, f"{prefix}{name}.")
+        if (section := section_of(field)) is not None:
+            yield from _specs(section, f"{prefix}{name}.")
         else:
             yield _spec(f"{prefix}{name}", field)
 

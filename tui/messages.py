@@ -1,4 +1,4 @@
-"""What workers tell the screens. A newer message replaces an older one that a slow screen has not handled yet."""
+"""What workers tell the screens. Where only the newest counts, it replaces an older one that a slow screen has not handled yet."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:  # the first frame does not wait for what only some screens ne
     from tui.widgets.node_grid import NodeRow
 
 
+class Newest(Message):
+    """Of these only the newest counts: it replaces one of the same class that still waits."""
+
+    def can_replace(self, message: Message) -> bool:
+        return type(message) is type(self)
+
+
 class WorkFailed(Message):
     """What tui.background was asked to do under this name could not be done; `reason` is plain."""
 
@@ -31,15 +38,12 @@ class WorkFailed(Message):
         self.reason = reason
 
 
-class RunsListed(Message):
+class RunsListed(Newest):
     """The runs of the runs folder, the newest first."""
 
     def __init__(self, rows: list[RunRow]) -> None:
         super().__init__()
         self.rows = rows
-
-    def can_replace(self, message: Message) -> bool:
-        return isinstance(message, RunsListed)
 
 
 class PresetsListed(Message):
@@ -168,15 +172,12 @@ class Diagnosed(Message):
         self.trouble = trouble
 
 
-class OfRun(Message):
+class OfRun(Newest):
     """Something that was read of a run; `turn` tells apart what was read of the run before, or of its other stage."""
 
     def __init__(self, turn: int) -> None:
         super().__init__()
         self.turn = turn
-
-    def can_replace(self, message: Message) -> bool:
-        return type(message) is type(self)
 
 
 class RunLooked(OfRun):
@@ -203,11 +204,11 @@ class NodesLooked(OfRun):
         self.rows = rows
 
 
-class NodeLooked(OfRun):
+class NodeLooked(Newest):
     """One node with its last minutes."""
 
-    def __init__(self, turn: int, view: NodeView | None, history: list[dict[str, Any]]) -> None:
-        super().__init__(turn)
+    def __init__(self, view: NodeView | None, history: list[dict[str, Any]]) -> None:
+        super().__init__()
         self.view = view
         self.history = history
 

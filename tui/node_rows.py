@@ -95,7 +95,12 @@ def share_of(used: float | None, total: float | None) -> float | None:
 
 def power(sample: Mapping[str, Any] | None) -> float | None:
     """Of all GPUs together, in W."""
-    known = [gpu["power"] for gpu in (sample or {}).get("gpus") or () if gpu.get("power") is not None]
+    return sum_of_known(*(gpu.get("power") for gpu in (sample or {}).get("gpus") or ()))
+
+
+def sum_of_known(*values: float | None) -> float | None:
+    """None where no value is known."""
+    known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
@@ -113,8 +118,8 @@ def _row(view: NodeView, found: Sequence[str]) -> NodeRow:
     sample = view.sample or {}
     hottest, memory, watts = worst_temperature(sample), memory_share(sample), power(sample)
     gpus = sample.get("gpus") or ()
-    both = _sum(sample.get("net_rx"), sample.get("net_tx"))
-    fabric = _sum(sample.get("ib_rx"), sample.get("ib_tx"))
+    both = sum_of_known(sample.get("net_rx"), sample.get("net_tx"))
+    fabric = sum_of_known(sample.get("ib_rx"), sample.get("ib_tx"))
     return NodeRow(
         host=view.host,
         status=view.status,
@@ -129,8 +134,3 @@ def _row(view: NodeView, found: Sequence[str]) -> NodeRow:
         age=duration(view.age_s),
         problems=tuple(found),
     )
-
-
-def _sum(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

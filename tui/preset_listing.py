@@ -10,14 +10,14 @@ from core.errors import InputError
 from core.preset import Preset
 from core.preset_source import RawPreset, raw_preset, shipped_presets
 from core.yaml_source import read_yaml_file
-from tui.form import is_section
+from tui.form import section_of
 
 FIRST = "quickstart"
 """The preset for a first try stands at the top."""
 MOST_FILES = 200
 """YAML files of the working directory that are looked at."""
 LOOK_BYTES = 1 << 16
-SECTIONS = frozenset(name for name, field in Preset.model_fields.items() if is_section(field))
+SECTIONS = frozenset(name for name, field in Preset.model_fields.items() if section_of(field))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from core.preset import Preset
 from core.preset_source import is_path, is_word
 from core.section import Section
 from core.yaml_source import read_yaml
+from tui.form import section_of
 
 UNBROKEN = 1 << 20
 """Columns of a line: one that is broken is hard to edit, and to read beside `--set`."""
@@ -69,9 +70,9 @@ def _with_near_paths(model: type[Section], values: Any, folder: Path | None) -> 
     near = dict(values)
     for name, field in model.model_fields.items():
         value = values.get(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if (section := section_of(field)) is not None:
             if name in near:
-                near[name] = _with_near_paths(field.annotation, value, folder)
+                near[name] = _with_near_paths(section, value, folder)
         elif is_path(field):
             near |= {name: _near(value, folder)} if name in near else {}
     return near

@@ -23,7 +23,7 @@ from core.text.cells import wrapped
 from core.text.plain import plain
 from tui.asking import EMPTY_ANSWER, Asker, LineAsker, asker
 from tui.draft import Draft
-from tui.form import EMPTY, STEPS, FieldSpec, Step, all_fields
+from tui.form import EMPTY, STEPS, FieldSpec, Step, all_fields, section_name
 
 Condition = Callable[[Draft], bool]
 
@@ -113,7 +113,7 @@ def _choose_preset(ask: Asker) -> str:
 
 
 def _questions(step: Step) -> list[Question]:
-    return [question for question in QUESTIONS if _section(question.key) in step.sections]
+    return [question for question in QUESTIONS if section_name(question.key) in step.sections]
 
 
 def _ask_step(ask: Asker, draft: Draft, step: Step) -> None:
@@ -126,15 +126,11 @@ def _ask_step(ask: Asker, draft: Draft, step: Step) -> None:
 
 def _mend(ask: Asker, draft: Draft, step: Step) -> None:
     """Ask for keys of the step until its sections find nothing wrong: also what several keys make wrong together."""
-    while wrong := [problem for problem in draft.problems() if _section(problem.key) in step.sections]:
+    while wrong := [problem for problem in draft.problems() if section_name(problem.key) in step.sections]:
         ask.say(f"  ! {plain(wrong[0].text)}")
-        keys = [key for key in all_fields() if _section(key) == _section(wrong[0].key)]
+        keys = [key for key in all_fields() if section_name(key) == section_name(wrong[0].key)]
         likely = wrong[0].key if wrong[0].key in keys else next((key for key in keys if key in draft.changes), keys[0])
         _ask_field(ask, draft, all_fields()[ask.choice(tr("Change which key?"), [(key, key) for key in keys], likely)])
-
-
-def _section(key: str) -> str:
-    return key.partition(".")[0] if "." in key or key not in all_fields() else ""
 
 
 def _ask_field(ask: Asker, draft: Draft, spec: FieldSpec) -> None:
@@ -175,7 +171,7 @@ def _other_keys(ask: Asker, draft: Draft) -> None:
 
     while key := ask.text(tr("Change another key? (its name, or nothing)"), EMPTY, check):
         _ask_field(ask, draft, all_fields()[key])
-        _mend(ask, draft, next(step for step in STEPS if _section(key) in step.sections))
+        _mend(ask, draft, next(step for step in STEPS if section_name(key) in step.sections))
 
 
 def _write(ask: Asker, draft: Draft, output: Path | None) -> Path:

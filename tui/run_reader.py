@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from core.runs import requests
 from core.runs.directory import RunDirectory
 from core.runs.line_view import seconds_left
+from core.runs.records import json_records
 from core.runs.series import Column, Series, extend_series, read_series
 from core.runs.state import Status, list_runs, read_status, tail_records
 
@@ -176,13 +175,8 @@ class RunReader:
             return
         end = data.rfind(b"\n") + 1
         self._position = begin + end
-        for line in data[data.find(b"\n") + 1 if skip else 0 : end].split(b"\n"):
-            try:
-                event = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(event, dict):
-                self._take_event(event)
+        for event in json_records(data[data.find(b"\n") + 1 if skip else 0 : end].split(b"\n")):
+            self._take_event(event)
 
     def _take_event(self, event: dict[str, Any]) -> None:
         self._events.append(event)

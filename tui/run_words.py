@@ -12,7 +12,7 @@ from core.language import tr
 from core.quantities import count, duration
 from core.text.plain import plain
 from tui.run_reader import TRAINING, Progress, RunSnapshot
-from tui.status_marks import ascii_only, glyph, mark
+from tui.status_marks import ascii_only, coloured_glyph, mark
 from tui.widgets.stage_rail import StageRow
 
 
@@ -149,4 +149,4 @@ def _asked(snapshot: RunSnapshot, now: float) -> Text | None:
 
 
 def _line(state: str, words: str) -> Text:
-    return Text(f"{glyph(state)} ", style=str(mark(state).style)).append(words, style="none")
+    return coloured_glyph(state).append(words, style="none")

@@ -43,6 +43,11 @@ def glyph(state: str) -> str:
     return marks[1] if ascii_only() else marks[0]
 
 
+def coloured_glyph(state: str) -> Text:
+    """The glyph alone and a space, for a line whose words say more than the state's."""
+    return Text(f"{glyph(state)} ", style=str(mark(state).style))
+
+
 def mark(state: str) -> Text:
     """The glyph and the word of a state, in its colour."""
     _, _, word, colour = _MARKS.get(state, ("?", "?", state, "white"))

@@ -44,10 +44,7 @@ POLL_S = 0.02
 
 def preset_options(draft: Draft | None) -> tuple[str, ...]:
     """How a command line names the preset that Setup edits; nothing where there is none."""
-    if draft is None:
-        return ()
-    changes = [word for key, text in draft.changes.items() for word in ("--set", f"{key}={text}")]
-    return ("--preset", draft.source, *changes)
+    return ("--preset", draft.source, *draft.set_options()) if draft is not None else ()
 
 
 class Verb:

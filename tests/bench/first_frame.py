@@ -6,20 +6,19 @@ text of its first frame has come out of the pty. Prints medians, their ratio, an
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import re
 import select
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from screen_in_pty import SEQUENCE, TERMINAL, start_in_pty
 
 SMALLEST = """
 from textual.app import App
@@ -32,22 +31,17 @@ class Smallest(App):
 Smallest().run()
 """
 TIMEOUT_S = 30.0
-_SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 
 
 def first_frame(argv: list[str], text: bytes, folder: str) -> float:
     """Seconds until `text` has come out of the pty, escape sequences left out."""
-    environment = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, **TERMINAL}
     environment.pop("LLM_WIZARD_RUNS_DIR", None)
     begin = time.perf_counter()
-    pid, terminal = pty.fork()
-    if pid == 0:
-        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        os.chdir(folder)
-        os.execve(argv[0], argv, environment)
+    pid, terminal = start_in_pty(argv, environment, 80, 24, Path(folder))
     seen = b""
     try:
-        while text not in _SEQUENCE.sub(b"", seen):
+        while text not in SEQUENCE.sub(b"", seen):
             if time.perf_counter() - begin > TIMEOUT_S:
                 raise SystemExit(f"no first frame of {argv} within {TIMEOUT_S:.0f} s; it printed {seen[-500:]!r}")
             if select.select([terminal], [], [], 0.1)[0]:

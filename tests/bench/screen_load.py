@@ -9,33 +9,29 @@ brings to the screen have come out of it. Prints the 95th percentile, the share 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import multiprocessing
 import os
-import pty
 import random
-import re
 import select
 import signal
 import statistics
-import struct
 import sys
 import tempfile
-import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tui"), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from sample_runs import alive, running_run  # noqa: E402
+from sample_runs import alive, node_sample, running_run  # noqa: E402
+from screen_in_pty import REPOSITORY, SEQUENCE, TERMINAL, start_in_pty  # noqa: E402
 
 from core.cluster.sample_files import SampleFiles  # noqa: E402
 from core.runs.directory import RunDirectory  # noqa: E402
 
-_SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 GIVE_UP_S = 5.0
 TABS = (b"Log scale", b"Open node", b"Pause", b"Show stage")
 """What the footer offers in each part that Tab goes to, from the stages on, at the size where all are shown."""
@@ -76,52 +72,17 @@ def write_nodes(run: RunDirectory, nodes: int) -> None:
         seq += 1
 
 
-def sample(host: str, seq: int, chance: random.Random) -> dict[str, object]:
-    gpus = [
-        {
-            "index": index,
-            "name": "NVIDIA H100 80GB HBM3",
+def sample(host: str, seq: int, chance: random.Random) -> dict[str, Any]:
+    """A sample as the sample runs have it, of now and with values that change."""
+    one = node_sample(host, seq, time.time())
+    for gpu in one["gpus"]:
+        gpu |= {
             "util": chance.randint(60, 100),
             "memory_used": chance.randint(60, 70) << 30,
-            "memory_total": 80 << 30,
             "temperature": chance.randint(55, 80),
             "power": chance.uniform(500, 700),
-            "power_limit": 700.0,
-            "clock": 1980,
         }
-        for index in range(8)
-    ]
-    processes = [
-        {
-            "pid": 5000 + i,
-            "rank": i,
-            "local_rank": i,
-            "gpu": i,
-            "cpu": 99.0,
-            "rss": 9 << 30,
-            "gpu_memory": 60 << 30,
-            "name": "python",
-        }
-        for i in range(8)
-    ]
-    slow = {"processes": processes, "gpus": [{"index": i, "ecc": 0, "throttle": "", "xid": None} for i in range(8)]}
-    machine = {
-        "cpu": chance.uniform(30, 60),
-        "cores": 96,
-        "load": 30.0,
-        "memory_used": 300 << 30,
-        "memory_total": 1 << 40,
-    }
-    rest = {
-        "disk_free": 2 << 40,
-        "disk_total": 4 << 40,
-        "net_rx": 1.5e9,
-        "net_tx": 1.2e9,
-        "ib_rx": 4.1e9,
-        "ib_tx": 4.0e9,
-    }
-    facts = {"time": time.time(), "host": host, "seq": seq, "period": 2.0, "nvml": "ok", "nvml_blocked_s": 0.0}
-    return {**facts, "gpus": gpus, **machine, **rest, "slow": slow if seq % 15 == 0 else None}
+    return one | {"cpu": chance.uniform(30, 60), "load": 30.0, "net_rx": 1.5e9, "net_tx": 1.2e9}
 
 
 def write_metrics(path: Path) -> None:
@@ -154,13 +115,9 @@ class Terminal:
     """The application in a pty. What it prints is always taken out at once, so that it never waits for us."""
 
     def __init__(self, runs_dir: Path, columns: int, rows: int) -> None:
-        environment = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        self.pid, self.descriptor = pty.fork()
-        if self.pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            argv = [sys.executable, "-m", "tui.main", "--runs-dir", str(runs_dir)]
-            os.execve(sys.executable, argv, environment)
+        environment = {**os.environ, **TERMINAL, "PYTHONPATH": str(REPOSITORY)}
+        argv = [sys.executable, "-m", "tui.main", "--runs-dir", str(runs_dir)]
+        self.pid, self.descriptor = start_in_pty(argv, environment, columns, rows)
         self.printed = 0
         self.last = b""
 
@@ -186,11 +143,10 @@ class Terminal:
         seen = b""
         begin = time.perf_counter()
         os.write(self.descriptor, key)
-        while (now := time.perf_counter()) - begin < GIVE_UP_S:
+        while time.perf_counter() - begin < GIVE_UP_S:
             seen += self.read(0.5)
-            if words in _SEQUENCE.sub(b"", seen):
+            if words in SEQUENCE.sub(b"", seen):
                 return time.perf_counter() - begin
-            del now
         return None
 
 
@@ -266,7 +222,7 @@ def measure(terminal: Terminal, seconds: float, presses: list[tuple[bytes, bytes
     times.sort()
     at = [f"{minute:.0f} min {rss:.0f} MB" for minute, rss in memory_by_minute(memory)]
     p95 = times[int(0.95 * (len(times) - 1))]
-    print(f"keys            {len(times)}, of which {len(missed)} without an answer {sorted(set(missed))}")
+    print(f"keys            {len(times) + len(missed)}, of which {len(missed)} without an answer {sorted(set(missed))}")
     print(
         f"key to repaint  median {1000 * statistics.median(times):.0f} ms  p95 {1000 * p95:.0f} ms  worst {1000 * times[-1]:.0f} ms"
     )

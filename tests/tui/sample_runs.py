@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from core.facts import Facts
 from core.files import write_json
@@ -76,6 +77,11 @@ def failed_run(runs_dir: Path, name: str = "out-of-memory") -> RunDirectory:
     _write_metrics(run, 12)
     _lines(run.events, {"time": NOW - 3600, "kind": "stage-failed", "stage": "pretrain", "error": words})
     return run
+
+
+def append_metrics(run: RunDirectory, *records: dict[str, object]) -> None:
+    with run.metrics("pretrain").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 @contextlib.contextmanager
@@ -167,11 +173,12 @@ def _write_nodes(run: RunDirectory) -> None:
     nodes = run.root / "nodes"
     nodes.mkdir()
     for number, age in ((1, 1.0), (2, 95.0)):
-        samples = [_sample(f"node-{number:03d}", seq, NOW - age - 2.0 * (59 - seq)) for seq in range(60)]
+        samples = [node_sample(f"node-{number:03d}", seq, NOW - age - 2.0 * (59 - seq)) for seq in range(60)]
         _lines(nodes / f"node-{number:03d}.jsonl", *samples)
 
 
-def _sample(host: str, seq: int, at: float) -> dict[str, object]:
+def node_sample(host: str, seq: int, at: float) -> dict[str, Any]:
+    """What the collector writes of a node with eight GPUs."""
     gpus = [
         {
             "index": index,

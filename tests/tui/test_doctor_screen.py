@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from screen_text import assert_layout_holds, screen_lines, screen_text, until, until_shown
-from textual.widgets import Static
+from screen_text import assert_layout_holds, screen_lines, screen_text, shown, until, until_shown
 
-import tui.verb
 from tui.app import WizardApp
 from tui.doctor_board import DoctorBoard
 from tui.draft import Draft
@@ -22,14 +19,11 @@ from tui.screens.doctor import DoctorScreen
 from tui.screens.fix import FixScreen
 from tui.widgets.keyed_list import KeyedList
 
+from .stand_in import stand_in
+
 pytestmark = pytest.mark.anyio
 
 SIZES = [(80, 24), (160, 48)]
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """A Python program in place of `llm-wizard`; sys.argv[1:] is what it was called with."""
-    monkeypatch.setattr(tui.verb, "START", "import sys; sys.argv.pop(1)\n" + textwrap.dedent(program))
 
 
 def saying(*records: object) -> str:
@@ -48,10 +42,6 @@ def finding(id: str, status: str = "pass", node: str = "head", **values: Any) ->
 
 
 REPORT = {"kind": "report", "status": "pass", "stages": {"data": [], "pretrain": ["limits"]}}
-
-
-def shown(app: WizardApp, widget: str) -> str:
-    return str(app.screen.query_one(widget, Static).visual)
 
 
 async def open_doctor(pilot: Any) -> DoctorScreen:

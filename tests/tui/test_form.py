@@ -7,14 +7,14 @@ import pytest
 from core.preset import Preset
 from core.preset_source import load_preset, set_text, shipped_presets
 from tui.draft import Draft
-from tui.form import _UNITS, STEPS, all_fields, fields_of, is_section, step_of
+from tui.form import _UNITS, STEPS, all_fields, fields_of, section_of, step_of
 
 
 def test_every_key_of_the_preset_is_in_exactly_one_step() -> None:
     asked = [spec.key for step in STEPS for section in step.sections for spec in fields_of(section)]
     assert sorted(asked) == sorted(all_fields())
     assert len(asked) == len(set(asked))
-    sections = {name for name, field in Preset.model_fields.items() if is_section(field)}
+    sections = {name for name, field in Preset.model_fields.items() if section_of(field)}
     assert {key.rpartition(".")[0] for key in asked} == sections | {""}
 
 

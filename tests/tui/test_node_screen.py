@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,8 +19,6 @@ from tui.screens.node import NodeScreen
 from tui.screens.run import RunScreen
 from tui.widgets.node_grid import NodeGrid
 
-from .sample_runs import alive, running_run
-
 pytestmark = pytest.mark.anyio
 
 
@@ -30,13 +26,6 @@ pytestmark = pytest.mark.anyio
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look more often, so that tests wait less."""
     monkeypatch.setattr(tui.screens.node, "LOOK_S", 0.1)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[RunDirectory]:
-    """A run in the middle of its pretraining; its supervisor lives."""
-    with alive(running_run(tmp_path / "runs")) as run:
-        yield run
 
 
 async def open_node(pilot: Any, run: RunDirectory) -> NodeScreen:

@@ -28,7 +28,8 @@ from tui.screens.fix import FixScreen
 from tui.screens.node import NodeScreen
 
 from .sample_runs import FACTS, NOW, alive, failed_run, running_run
-from .test_doctor_screen import check, finding, saying, stand_in
+from .stand_in import stand_in
+from .test_doctor_screen import check, finding, saying
 
 RUNS = Path(tempfile.gettempdir()) / "llm-wizard-pictures" / "runs"
 SIZES = {"80x24": (80, 24), "160x48": (160, 48)}

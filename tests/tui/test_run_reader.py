@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,7 @@ from tui.run_reader import RunReader, run_to_watch
 from tui.run_words import head_line, notice, stage_rows
 from tui.widgets.events import event_line
 
-from .sample_runs import NOW, alive, failed_run, running_run
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[RunDirectory]:
-    """A run in the middle of its pretraining; its supervisor lives."""
-    with alive(running_run(tmp_path / "runs")) as run:
-        yield run
+from .sample_runs import NOW, failed_run
 
 
 def test_the_run_as_it_is(run: RunDirectory) -> None:
@@ -79,9 +71,11 @@ def test_a_stop_is_pending_until_the_supervisor_takes_it(run: RunDirectory) -> N
     assert stop is not None
     assert stop.grace is None
     assert "@" in stop.by
-    append_event(run, "stop-requested", stage="pretrain", by=requests.take(run, requests.STOP)["by"], grace=90.0)
-    snapshot = reader.look()
-    assert snapshot.stop is None or snapshot.stop.grace == 90.0
+    by = requests.take(run, requests.STOP)["by"]
+    append_event(run, "stop-requested", stage="pretrain", by=by, grace=90.0, time=NOW)
+    stop = reader.look().stop
+    assert stop is not None
+    assert stop.grace == 90.0
 
 
 def test_a_stop_of_an_earlier_start_is_forgotten(run: RunDirectory) -> None:

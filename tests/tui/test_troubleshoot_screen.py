@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from screen_text import assert_layout_holds, screen_text, until, until_shown
-from textual.widgets import Input, Static
+from screen_text import assert_layout_holds, screen_text, shown, until, until_shown
+from textual.widgets import Input
 
-import tui.verb
-from core.files import read_json
+from core.files import read_json, write_json
 from core.troubleshoot.signatures import load_signatures
 from tui.app import WizardApp
 from tui.diagnosis import read_diagnosis, search
@@ -24,20 +22,12 @@ from tui.screens.troubleshoot import TroubleshootScreen
 from tui.widgets.keyed_list import KeyedList
 
 from .sample_runs import alive, failed_run, running_run
+from .stand_in import stand_in
 
 pytestmark = pytest.mark.anyio
 
 SIZES = [(80, 24), (160, 48)]
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """A Python program in place of `llm-wizard`; sys.argv[1:] is what it was called with."""
-    monkeypatch.setattr(tui.verb, "START", "import sys; sys.argv.pop(1)\n" + textwrap.dedent(program))
-
-
-def shown(app: WizardApp, widget: str) -> str:
-    return str(app.screen.query_one(widget, Static).visual)
 
 
 async def open_troubleshoot(pilot: Any) -> TroubleshootScreen:
@@ -138,8 +128,6 @@ async def test_the_exit_code_of_a_failed_stage_is_told(tmp_path: Path, monkeypat
     run = failed_run(tmp_path / "runs")
     document = read_json(run.state)
     document["stages"]["pretrain"]["process_exit_code"] = -9
-    from core.files import write_json
-
     write_json(run.state, document)
     app = WizardApp(tmp_path / "runs")
     async with app.run_test(size=(80, 24)) as pilot:

@@ -21,8 +21,8 @@ class ConfirmDialog(WizardDialog[bool]):
     """Dismissed with True for `yes`. All texts are already translated and plain."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "answer(True)", tr_later("Yes")),
-        Binding("n,escape", "answer(False)", tr_later("No")),
+        Binding("y", "dismiss(True)", tr_later("Yes")),
+        Binding("n,escape", "dismiss(False)", tr_later("No")),
     ]
 
     def __init__(self, question: str, details: str, yes: str, no: str = "") -> None:
@@ -45,6 +45,3 @@ class ConfirmDialog(WizardDialog[bool]):
     @on(OptionList.OptionSelected, "#answers")
     def take_answer(self) -> None:
         self.dismiss(self.query_one("#answers", ChoiceList).key == "yes")
-
-    def action_answer(self, yes: bool) -> None:
-        self.dismiss(yes)

@@ -229,7 +229,7 @@ class DoctorScreen(WizardScreen[None]):
         widget.update(trouble)
 
     def _go_to_first_problem(self) -> None:
-        first = next((line for line in self._board.lines(only_problems=True)), None)
+        first = next(iter(self._board.lines(only_problems=True)), None)
         if first is not None:
             with self.prevent(OptionList.OptionHighlighted):
                 self.query_one("#checks", KeyedList).go_to(first.key)

@@ -18,7 +18,7 @@ from core.language import tr, tr_later
 from core.quantities import duration
 from core.text.plain import plain
 from tui.doctor_board import FixOffer
-from tui.doctor_words import RISKS
+from tui.doctor_words import risk_words
 from tui.messages import FixEnded, FixPlanned, FixRan
 from tui.screens.base import WizardScreen
 from tui.status_marks import mark
@@ -157,8 +157,7 @@ class FixScreen(WizardScreen[None]):
         if self._problem:
             what.append(f"{self._problem}\n", style="bold")
         if self._offer is not None and self._state != "advice":
-            risk = tr(RISKS[self._offer.risk]) if self._offer.risk in RISKS else self._offer.risk
-            what.append(tr("This fix is {risk}.", risk=risk))
+            what.append(tr("This fix is {risk}.", risk=risk_words(self._offer.risk)))
         elif self._state == "advice":
             what.append(tr("This cannot be mended from here; these commands do it, typed by you or an administrator."))
         self.query_one("#what", Static).update(what)

@@ -19,14 +19,14 @@ from core.language import tr, tr_later
 from core.quantities import duration, size
 from core.runs.directory import RunDirectory
 from core.runs.state import read_status
-from core.text.plain import plain
+from core.text.plain import one_line, plain
 from tui.background import in_background
 from tui.messages import NodeLooked, WorkFailed
-from tui.node_rows import problems, rate, share_of
+from tui.node_rows import problems, rate, share_of, sum_of_known
 from tui.screens.base import WizardScreen
 from tui.status_marks import ascii_only, mark
 from tui.widgets.cells import fitted
-from tui.widgets.small_chart import BARS, BARS_ASCII, SmallChart, bar_heights
+from tui.widgets.small_chart import BARS, BARS_ASCII, NO_NUMBER, SmallChart, bar_heights
 
 LOOK_S = 2.0
 MINUTES = (5, 30, 240)
@@ -101,7 +101,7 @@ class NodeScreen(WizardScreen[None]):
                 ended = status.document.get("ended") if status.state != "running" else None
                 views = self._samples.look(ended or time.time())
                 view = next((view for view in views if view.host == self.host), None)
-                return NodeLooked(0, view, self._samples.history(self.host, minutes))
+                return NodeLooked(view, self._samples.history(self.host, minutes))
             finally:
                 self._looking = False
 
@@ -126,8 +126,7 @@ class NodeScreen(WizardScreen[None]):
         self.query_one("#node-problems", Static).update(Text("! " + "; ".join(found), style="yellow"))
         key, title, full = GPU_SHOWN[self.value]
         words = tr("{value}, last {minutes} min", value=tr(title), minutes=MINUTES[self.minutes])
-        lost = view.status == "lost"
-        gpus = gpu_lines(view, message.history, key, full, words, self.size.width, lost)
+        gpus = gpu_lines(view, message.history, key, full, words, self.size.width)
         self.query_one("#node-gpus", Static).update(gpus)
         self._draw_machine(view.sample or {}, message.history)
         self.query_one("#processes", Static).update(process_lines(view.slow))
@@ -136,8 +135,8 @@ class NodeScreen(WizardScreen[None]):
         both: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
             "cpu": lambda one: one.get("cpu"),
             "memory": lambda one: share_of(one.get("memory_used"), one.get("memory_total")),
-            "net": lambda one: _sum(one.get("net_rx"), one.get("net_tx")),
-            "ib": lambda one: _sum(one.get("ib_rx"), one.get("ib_tx")),
+            "net": lambda one: sum_of_known(one.get("net_rx"), one.get("net_tx")),
+            "ib": lambda one: sum_of_known(one.get("ib_rx"), one.get("ib_tx")),
         }
         used, total = sample.get("memory_used"), sample.get("memory_total")
         words = {
@@ -183,9 +182,9 @@ def gpu_lines(
     full: float,
     words: str,
     width: int,
-    grey: bool,
 ) -> Text:
     """A heading, then a line a GPU: bars of the last minutes and the newest values."""
+    grey = view.status == "lost"
     gpus = (view.sample or {}).get("gpus") or ()
     if not gpus:
         return Text(tr("No GPU: {why}", why=plain(str((view.sample or {}).get("nvml", "?")))), style="bright_black")
@@ -193,12 +192,12 @@ def gpu_lines(
     slow = {gpu.get("index"): gpu for gpu in (view.slow or {}).get("gpus") or ()}
     name = plain(str(gpus[0].get("name") or ""))
     head = f"GPU {fitted(words, bars)} {fitted(tr('load'), 5, True)} {fitted(tr('memory'), 11, True)} {fitted(tr('temp'), 5, True)} {fitted(tr('power'), 9, True)} {fitted(tr('clock'), 8, True)}"
-    lines = [Text(head, style="bold"), *(Text() for _ in gpus)]
-    for place, gpu in enumerate(gpus):
+    lines = [Text(head, style="bold")]
+    for gpu in gpus:
         values = [_number(_of_gpu(sample, gpu["index"], key)) for sample in history]
         marks_of = BARS_ASCII if ascii_only() else BARS
         heights = bar_heights(values, bars, 8, True, full)
-        drawn = "".join("x" if height is None else marks_of[height] for height in heights)
+        drawn = "".join(NO_NUMBER if height is None else marks_of[height] for height in heights)
         line = Text(f"{gpu['index']:>3} ", style="bright_black" if grey else "")
         line.append(fitted(drawn, bars), style="bright_black" if grey else "green")
         line.append(
@@ -208,7 +207,7 @@ def gpu_lines(
         own = slow.get(gpu["index"], {})
         if own.get("throttle") or own.get("ecc") or own.get("xid"):
             line.append(" !", style="bold yellow")
-        lines[place + 1] = line
+        lines.append(line)
     return Text("\n").join([*lines, Text(name, style="bright_black")])
 
 
@@ -246,11 +245,6 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _sum(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}%"
 
@@ -271,4 +265,4 @@ def _watts(gpu: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "-" if value is None else plain(str(value)).replace("\n", " ")
+    return "-" if value is None else one_line(str(value))

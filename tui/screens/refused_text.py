@@ -22,7 +22,7 @@ from tui.widgets.keyed_list import ChoiceList
 class RefusedTextDialog(WizardDialog[bool]):
     """Dismissed with True to open the editor again."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "later", tr_later("Later"))]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(False)", tr_later("Later"))]
 
     def __init__(self, problems: str, text: str) -> None:
         super().__init__()
@@ -58,6 +58,3 @@ class RefusedTextDialog(WizardDialog[bool]):
     @on(OptionList.OptionSelected, "#answers")
     def take_answer(self) -> None:
         self.dismiss(self.query_one("#answers", ChoiceList).key == "again")
-
-    def action_later(self) -> None:
-        self.dismiss(False)

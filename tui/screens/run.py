@@ -24,6 +24,7 @@ from core.runs.directory import RunDirectory
 from core.text.plain import plain
 from tui.background import in_background
 from tui.messages import DetailRead, LogEndRead, LogPartRead, NodesLooked, RunFound, RunLooked, WorkFailed
+from tui.run_actions import RESUMABLE, ask_to_stop, checkpoint, resume
 from tui.run_reader import RunSnapshot, run_to_watch
 from tui.run_watch import RunWatch
 from tui.run_words import head_line, no_loss, notice, stage_rows, values_line
@@ -427,25 +428,19 @@ class RunScreen(WizardScreen[None]):
             return False
         document, state = self.snapshot.status.document, self.snapshot.status.state
         if action == "resume":
-            return state in ("failed", "stopped", "lost")
+            return state in RESUMABLE
         return state == "running" and (action == "stop" or document["stage"] == "pretrain")
 
     def action_stop(self) -> None:
-        from tui.run_actions import ask_to_stop
-
         if self.snapshot is not None:
             asked = notice(self.snapshot, time.time()) if self.snapshot.stop else None
             ask_to_stop(self.wizard, self.snapshot.status.run, asked.plain if asked else "")
 
     def action_checkpoint(self) -> None:
-        from tui.run_actions import checkpoint
-
         if self.snapshot is not None:
             checkpoint(self.wizard, self.snapshot.status.run)
 
     def action_resume(self) -> None:
-        from tui.run_actions import resume
-
         if self.snapshot is not None:
             self._say(tr("Starting the run again ..."))
             again = resume(self.wizard, self.snapshot.status.run)

@@ -24,7 +24,7 @@ from tui.widgets.key_bar import KeyBar
 class SavePresetDialog(WizardDialog[Path]):
     """Dismissed with the path of the file that was written; with None where nothing was."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", tr_later("Leave"))]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", tr_later("Leave"))]
 
     def __init__(self, draft: Draft) -> None:
         super().__init__()
@@ -67,6 +67,3 @@ class SavePresetDialog(WizardDialog[Path]):
 
     def _say(self, status: str, text: str) -> None:
         self.query_one("#said", Static).update(mark(status).append(f"  {text}"))
-
-    def action_leave(self) -> None:
-        self.dismiss(None)

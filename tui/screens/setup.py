@@ -27,7 +27,7 @@ from tui.environment_look import EnvironmentLook
 from tui.form import STEPS, FieldSpec, Step
 from tui.messages import DoctorEnded, DoctorSaid, Planned, WorkFailed
 from tui.screens.base import WizardScreen
-from tui.status_marks import glyph
+from tui.status_marks import coloured_glyph, glyph
 from tui.verb import preset_options
 from tui.walk import NAME, problems_by_field, specs_of, step_with
 from tui.widgets.field_row import FieldRow
@@ -148,7 +148,7 @@ class SetupScreen(WizardScreen[None]):
         for step in STEPS:
             sign = Text("  ")
             if any(step_with(key) is step for key in self._problems):
-                sign = Text(f"{glyph('fail')} ", style="red")
+                sign = coloured_glyph("fail")
             elif self._draft and any(step_with(key) is step for key in self._draft.changes):
                 sign = Text("* ", style="yellow")
             items.append((step.id, sign.append(tr(step.title), style="none")))
@@ -180,10 +180,12 @@ class SetupScreen(WizardScreen[None]):
     def _value(self, spec: FieldSpec) -> tuple[str, bool]:
         """The text of a field, and whether it is not the preset's own value."""
         assert self._draft is not None
-        if spec is NAME:
-            return self._draft.name, self._draft.name != self._draft.preset_name
-        changed = spec.key in self._draft.changes
-        return spec.shown(self._draft.value(spec.key)), changed
+        text = self._draft.name if spec is NAME else spec.shown(self._draft.value(spec.key))
+        return text, self._is_changed(spec)
+
+    def _is_changed(self, spec: FieldSpec) -> bool:
+        assert self._draft is not None
+        return self._draft.name != self._draft.preset_name if spec is NAME else spec.key in self._draft.changes
 
     @on(OptionList.OptionHighlighted, "#steps")
     async def follow_steps(self) -> None:
@@ -304,7 +306,7 @@ class SetupScreen(WizardScreen[None]):
         form = self._forms.get(self._step.id)
         for row in form.rows.values() if form else ():
             said = self._problems.get(row.spec.key, "").removeprefix(f"{row.spec.key} is ")
-            row.say(said, self._value(row.spec)[1])
+            row.say(said, self._is_changed(row.spec))
         self._show_steps()
 
     def _plan(self) -> None:

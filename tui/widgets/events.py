@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from core.language import tr
 from core.text.plain import plain
-from tui.status_marks import glyph
+from tui.status_marks import coloured_glyph
 
 _STATES = {
     "run-started": "running",
@@ -28,7 +28,6 @@ _STATES = {
     "verdict": "warn",
     "wandb": "pass",
 }
-_COLOURS = {"failed": "red", "warn": "yellow", "stopped": "yellow", "done": "green", "pass": "green", "running": "cyan"}
 
 
 class EventList(VerticalScroll, can_focus=True):
@@ -56,14 +55,12 @@ class EventList(VerticalScroll, can_focus=True):
 
 def event_line(event: Mapping[str, Any]) -> Text:
     """`12:03:11 ✔ checkpoint of step 100 saved`."""
-    state = "done" if event.get("kind") == "run-ended" and event.get("state") == "done" else None
-    if event.get("kind") == "run-ended" and state is None:
-        state = str(event.get("state"))
-    state = state or _STATES.get(str(event.get("kind")), "waiting")
+    kind = str(event.get("kind"))
+    state = str(event.get("state")) if kind == "run-ended" else _STATES.get(kind, "waiting")
     at = event.get("time")
     clock = time.strftime("%H:%M:%S", time.localtime(at)) if isinstance(at, (int, float)) else " " * 8
     line = Text(clock + " ", style="bright_black", no_wrap=False)
-    line.append(glyph(state) + " ", style=_COLOURS.get(state, "bright_black"))
+    line.append_text(coloured_glyph(state))
     return line.append(plain(event_text(event)).replace("\n", " "), style="")
 
 

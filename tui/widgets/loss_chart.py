@@ -13,13 +13,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.events import DescendantBlur, DescendantFocus, Resize
-from textual.message import Message
 from textual.widgets import Static
 
 from core.language import tr, tr_later
 from core.quantities import count
 from core.runs.series import Column, Series
 from tui.curves import Curve, gaps, marks, moving_average, smoothing
+from tui.messages import Newest
 from tui.status_marks import ascii_only
 from tui.widgets.loss_plot import Look, LossPlot
 
@@ -93,15 +93,12 @@ class LossChart(Vertical):
         ),
     ]
 
-    class ViewChanged(Message):
+    class ViewChanged(Newest):
         """Other steps are seen; None when it is the whole run."""
 
         def __init__(self, steps: tuple[int, int] | None) -> None:
             super().__init__()
             self.steps = steps
-
-        def can_replace(self, message: Message) -> bool:
-            return isinstance(message, LossChart.ViewChanged)
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

@@ -16,7 +16,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.language import tr, tr_later
-from core.text.plain import plain
+from core.text.plain import one_line
 from tui.status_marks import mark
 from tui.widgets.cells import fitted
 
@@ -144,7 +144,7 @@ class NodeGrid(ScrollView, can_focus=True):
         state = mark(row.status)
         cells: list[Cell] = []
         values = {
-            "host": plain(row.host).replace("\n", " "),
+            "host": one_line(row.host),
             "temperature": row.temperature,
             "memory": row.memory,
             "power": row.power,

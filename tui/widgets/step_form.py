@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 
-from tui.form import FieldSpec
 from tui.widgets.field_row import FieldRow
 
 
@@ -31,6 +30,3 @@ class StepForm(VerticalScroll, can_focus=False):
         rows = list(self.rows.values())
         place = rows.index(row) + by
         return rows[place] if 0 <= place < len(rows) else None
-
-    def specs(self) -> list[FieldSpec]:
-        return [row.spec for row in self.rows.values()]
