@@ -93,6 +93,9 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         verb.add_argument("--from", dest="first", metavar="STAGE", help="start with this stage")
         verb.add_argument("--until", dest="last", metavar="STAGE", help="end with this stage")
     run.add_argument("--detach", action="store_true", help="return at once; the run goes on by itself")
+    run.add_argument(
+        "--submit", action="store_true", help="run as a Slurm job, which saves and queues again at its time limit"
+    )
     run.add_argument("--dry-run", action="store_true", help="the same as `llm-wizard plan`")
 
     attach = add("attach", _attach, "follow a run again")
@@ -105,6 +108,10 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     logs.add_argument("stage", metavar="STAGE", nargs="?", help="the stage that runs or ran last when not given")
     logs.add_argument("-f", "--follow", action="store_true", help="go on printing as the log grows")
     resume.add_argument("--detach", action="store_true", help="return at once; the run goes on by itself")
+    resume.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="change a key first, such as cluster.nodes"
+    )
+    resume.add_argument("--submit", action="store_true", help="go on as a Slurm job")
 
     init = add("init", None, "answer questions line by line; the answers become a preset")
     init.add_argument("preset", metavar="PRESET", nargs="?", help="the preset to begin with; asked for when not given")
@@ -126,8 +133,15 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     presets.add_argument("action", nargs="?", choices=("list", "show", "check"), default="list")
     presets.add_argument("names", nargs="*", metavar="NAME")
 
-    monitor = add("monitor", _monitor, "show this machine's GPUs, load and processes, without a run")
-    monitor.add_argument("--once", action="store_true", help="print one block and end")
+    monitor = add("monitor", _monitor, "show GPUs, load and processes of this machine or of nodes, without a run")
+    monitor.add_argument("--once", action="store_true", help="print one time and end")
+    monitor.add_argument("--hostfile", metavar="F", type=Path, help="the nodes of this DeepSpeed hostfile")
+    monitor.add_argument(
+        "--nodes", metavar="A,B[1-9]", default="", help="these nodes, over ssh; inside a Slurm job its own"
+    )
+    monitor.add_argument(
+        "--python", metavar="PATH", default="python3", help="a Python of the nodes, 3.8 or newer (python3)"
+    )
 
     for verb in (run, plan, status, presets, resume, monitor):
         verb.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
@@ -167,7 +181,8 @@ def _make_plan(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     from core.preset_source import load_preset
     from core.runs.directory import RunDirectory, check_run_name
 
-    loaded = load_preset(options.preset, options.set)
+    sets = [*options.set, "cluster.launcher=slurm"] if getattr(options, "submit", False) else options.set
+    loaded = load_preset(options.preset, sets)
     run = RunDirectory(options.runs_dir.absolute() / check_run_name(options.name or loaded.name))
     facts = facts_for(loaded.preset, options.runs_dir.absolute())
     return make_plan(loaded.preset, loaded.name, facts, run, options.first, options.last), run
@@ -194,16 +209,41 @@ def _run(options: argparse.Namespace) -> int:
     check_plan(plan, run.root)
     reserve(options.runs_dir, run.name)
     fill(run, plan)
-    return _start(run, options)
+    return _submit(run, options) if options.submit else _start(run, options)
+
+
+def _submit(run: RunDirectory, options: argparse.Namespace) -> int:
+    from core.cluster.slurm_job import submit_run
+    from core.files import read_json
+    from core.runs.state import read_status
+
+    job = submit_run(run, read_json(run.plan))
+    if options.json:
+        _print_json(read_status(run).document)
+    else:
+        print(
+            f"run {run.name} is Slurm job {job}; `llm-wizard attach {run.name}` follows it, `llm-wizard stop {run.name}` ends it"
+        )
+    return ExitCode.DONE
 
 
 def _resume(options: argparse.Namespace) -> int:
     from core.runs.state import find_run, read_status
 
     run = find_run(options.run, options.runs_dir)
-    if read_status(run).state == "running":
+    state = read_status(run).state
+    if state == "running":
         raise InputError(f"run {run.name} is running", f"follow it with `llm-wizard attach {run.name}`")
-    return _start(run, options)
+    if state == "queued":
+        raise InputError(
+            f"run {run.name} is queued in Slurm, and goes on there by itself",
+            f"take it out of the queue with `llm-wizard stop {run.name}` first",
+        )
+    if options.set:
+        from core.runs.replan import replan
+
+        replan(run, options.set)
+    return _submit(run, options) if options.submit else _start(run, options)
 
 
 def _start(run: RunDirectory, options: argparse.Namespace) -> int:
@@ -327,7 +367,15 @@ def _stop(options: argparse.Namespace) -> int:
     from core.runs.state import find_run, read_status
 
     run = find_run(options.run, options.runs_dir)
-    if (status := read_status(run)).state != "running":
+    status = read_status(run)
+    if status.state == "queued":
+        from core.cluster.slurm_job import leave_queue
+
+        if leave_queue(run):
+            print(f"job {status.document['job']} was cancelled; run {run.name} had not begun, or was waiting to go on")
+            return ExitCode.DONE
+        status = read_status(run)
+    if status.state != "running":
         print(f"run {run.name} is not running: {status.state}")
         return ExitCode.DONE
     _request_stop(run)
@@ -337,9 +385,11 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _monitor(options: argparse.Namespace) -> int:
-    from core.cluster.monitor import monitor
+    from core.cluster.monitor import monitor, watched_nodes
 
-    document = monitor(options.once, options.json)
+    if options.nodes and options.hostfile:
+        raise InputError("give --nodes or --hostfile, not both")
+    document = monitor(watched_nodes(options.nodes, options.hostfile, options.python), options.once, options.json)
     if document is not None:
         _print_json(document)
     return ExitCode.DONE

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import psutil
 from core.errors import StageError
 
 if TYPE_CHECKING:
+    from core.cluster.section import ClusterSection
     from core.preset import Preset
 
 GPU_TIMEOUT_S = 30.0
@@ -41,6 +43,13 @@ class Facts:
     path: str = ""
     """The PATH that stages inherit, behind the folder of the training Python."""
     gpus: tuple[Gpu, ...] = ()
+    nodes: tuple[str, ...] = ()
+    """The nodes that train, by name, in the order of their ranks; empty for this machine alone. `cores`, `memory` and `gpus` are
+    then those of the weakest node."""
+    launcher: str = "local"
+    """local, ssh, slurm or deepspeed."""
+    slots: int = 0
+    """Processes of each node as a hostfile states them; 0 where nothing states them."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Sizes of the preset's input files; a file that is missing is absent."""
 
@@ -63,7 +72,19 @@ def gather_facts(runs_dir: Path, python: str | None, files: list[str], gpus: tup
 def facts_for(preset: Preset, runs_dir: Path, gpus: tuple[Gpu, ...] | None = None) -> Facts:
     """What the plan of this preset needs to know of the machine; `runs_dir` is absolute, `gpus` those found already."""
     files = [*preset.corpus.files, *preset.tokenizer.files, *preset.finetune.files]
-    return gather_facts(runs_dir, preset.cluster.python, files, gpus)
+    if not may_have_nodes(preset.cluster, os.environ):
+        return gather_facts(runs_dir, preset.cluster.python, files, gpus)
+    from core.cluster.planning import with_nodes
+
+    # The head of a cluster often has no GPU, or a driver without one.
+    return with_nodes(gather_facts(runs_dir, preset.cluster.python, files, gpus or ()), preset, runs_dir)
+
+
+def may_have_nodes(cluster: ClusterSection, environ: Mapping[str, str]) -> bool:
+    """Whether training may be meant for other machines than this one."""
+    if cluster.launcher == "local":
+        return False
+    return bool(cluster.nodes or cluster.hostfile or cluster.launcher != "auto" or environ.get("SLURM_JOB_NODELIST"))
 
 
 def find_gpus_in_time(seconds: float = GPU_TIMEOUT_S) -> tuple[Gpu, ...]:

@@ -24,6 +24,10 @@ class Plan:
     preset: Preset
     preset_name: str
     stages: tuple[StagePlan, ...]
+    first: str | None = None
+    """--from."""
+    last: str | None = None
+    """--until."""
 
     def document(self) -> dict[str, Any]:
         """The JSON document of `plan --json` and plan.json."""
@@ -31,6 +35,8 @@ class Plan:
             "schema_version": 1,
             "preset_name": self.preset_name,
             "preset": self.preset.model_dump(),
+            "from": self.first,
+            "until": self.last,
             "stages": [asdict(stage) for stage in self.stages],
         }
 
@@ -61,7 +67,7 @@ def make_plan(
             outside = f"before --from {first}" if position < start else f"after --until {last}"
             planned = StagePlan(**{**vars(planned), "skip": outside, "outputs": {}})
         stages.append(planned)
-    plan = Plan(preset, preset_name, tuple(stages))
+    plan = Plan(preset, preset_name, tuple(stages), first, last)
     try:
         orjson.dumps(plan.document())
     except TypeError:

@@ -26,12 +26,20 @@ def _stage_text(number: int, stage: StagePlan) -> str:
         return f"{title}\n   skipped: {stage.skip}"
     rows = [("command", shlex.join(near(word) for word in stage.argv))]
     variables = [f"{name}={near(value)}" for name, value in stage.env.items() if name not in HIDDEN_ENV]
-    rows += [("environment", " ".join(variables)), ("on", ", ".join(stage.nodes))]
+    rows += [("environment", " ".join(variables)), ("on", _where(stage))]
     rows += [(f"reads {name}", ", ".join(map(near, paths))) for name, paths in stage.inputs.items()]
     rows += [(f"makes {name}", near(path)) for name, path in stage.outputs.items()]
     rows += _pretrain_rows(stage.derived) if stage.id == "pretrain" else derived_rows(stage.derived)
     width = max(len(name) for name, _ in rows)
     return "\n".join([title, *(f"   {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _where(stage: StagePlan) -> str:
+    names = stage.nodes if len(stage.nodes) <= 8 else [*stage.nodes[:3], "...", stage.nodes[-1]]
+    where = ", ".join(names)
+    if len(stage.nodes) > 1:
+        where += f" ({len(stage.nodes)} nodes)"
+    return where if stage.launcher == "local" else f"{where} by {stage.launcher}"
 
 
 def near(path: str) -> str:

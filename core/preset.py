@@ -6,12 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core.cluster.section import ClusterSection
+from core.cluster.slurm_section import SlurmSection
 from core.model import ModelSection
 from core.section import Section
 from core.stages.convert import ConvertSection
 from core.stages.corpus import CorpusSection
 from core.stages.data import DataSection
-from core.stages.environment import ClusterSection
 from core.stages.finetune import FinetuneSection
 from core.stages.pretrain import PretrainSection
 from core.stages.tokenizer import TokenizerSection
@@ -28,6 +29,8 @@ class Preset(Section):
     """Seed of the initial weights and of the order of the data; equal seeds give equal runs on a CPU."""
     cluster: ClusterSection = ClusterSection()
     """Where the stages run."""
+    slurm: SlurmSection = SlurmSection()
+    """The Slurm job of a submitted run."""
     corpus: CorpusSection = CorpusSection()
     """The text."""
     tokenizer: TokenizerSection = TokenizerSection()

@@ -68,12 +68,13 @@ def _why(error: Exception) -> str:
 
 
 def _written(run: RunDirectory) -> object:
-    """Changes when the run's state is written anew, or somebody holds or held its lock anew."""
+    """Changes when the run's state is written anew, somebody holds or held its lock anew, or it is submitted anew."""
     try:
         status, lock = run.state.stat(), run.lock.stat()
+        job = run.slurm.stat().st_mtime_ns if run.slurm.exists() else 0
     except OSError:
         return object()
-    return (status.st_mtime_ns, status.st_ino, lock.st_mtime_ns)
+    return (status.st_mtime_ns, status.st_ino, lock.st_mtime_ns, job)
 
 
 def row_of(status: Status) -> RunRow:

@@ -99,6 +99,9 @@ def notice(snapshot: RunSnapshot, now: float) -> Text | None:
     if status.state == "running":
         return _asked(snapshot, now)
     name = plain(status.run.name)
+    if status.state == "queued":
+        job, why = plain(document["job"]), plain(document["reason"])
+        return _line("queued", tr("Queued in Slurm as job {job} ({reason}).", job=job, reason=why))
     if status.state == "failed":
         for stage_id, stage in document["stages"].items():
             if stage["state"] == "failed":

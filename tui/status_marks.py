@@ -13,6 +13,7 @@ _MARKS = {
     "done": ("✔", "+", tr_later("done"), "green"),
     "running": ("▶", ">", tr_later("running"), "cyan"),
     "waiting": ("·", ".", tr_later("waiting"), "bright_black"),
+    "queued": ("·", ".", tr_later("queued"), "bright_black"),
     "skipped": ("–", "-", tr_later("skipped"), "bright_black"),
     "failed": ("✘", "x", tr_later("failed"), "red"),
     "stopped": ("■", "#", tr_later("stopped"), "yellow"),

@@ -1,9 +1,10 @@
-"""The node agent: looks at the machine it runs on and prints one JSON line every two seconds, until its stdin ends.
+"""The node agent: looks at the machine it runs on and prints one JSON line every two seconds, until its stdin ends or falls silent.
 
 It is never started as a file: its text is piped into a Python, here or over ssh, which may be an old one. So: only the
 standard library, Python 3.8 and later, one file. One line of JSON follows the text:
 
-    {"period": seconds, "run": run directory or null, "folder": whose disk is looked at, "parent": pid or null}
+    {"period": seconds, "run": run directory or null, "folder": whose disk is looked at, "parent": pid or null,
+     "silence": seconds without anything on stdin after which it ends}
 
 What it prints, null where something could not be read:
 
@@ -460,9 +461,12 @@ def infiniband() -> dict[str, int | None]:
     return sums
 
 
-def disk(folder: str) -> tuple[int, int]:
-    """Bytes free for this user, and in all, of the file system of `folder`."""
-    status = os.statvfs(folder)
+def disk(folder: str) -> tuple[int, int] | None:
+    """Bytes free for this user, and in all, of the file system of `folder`; None where there is no such folder."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return None
     return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
 
@@ -603,15 +607,28 @@ class Agent:
 
 
 def end_with_parent(parent: int | None) -> None:
-    """Ask the kernel to end us with who started us; the end of stdin says the same, but a copy of its pipe may live on."""
+    """Ask the kernel to end us with who started us; the end of stdin says the same, but a copy of its pipe may live on.
+
+    Not where that is an sshd or slurmstepd: the kernel would end us with the thread of theirs that started us.
+    """
+    if parent is None:
+        return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != parent:
         os._exit(0)
 
 
-def input_ends_within(seconds: float) -> bool:
-    """Wait, but for no longer than stdin is open."""
+def end_unless_heard_within(seconds: float) -> None:
+    """Let the kernel end us (SIGALRM) unless this is called again in time.
+
+    Behind a link that was cut, stdin never ends, and once nobody takes our lines a write of ours never does.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def input_ends_within(seconds: float, silence: float) -> bool:
+    """Wait, but for no longer than stdin is open; whatever comes from there says that somebody listens."""
     deadline = time.monotonic() + seconds
     while True:
         ready, _, _ = select.select([0], [], [], max(0.0, deadline - time.monotonic()))
@@ -619,6 +636,7 @@ def input_ends_within(seconds: float) -> bool:
             return False
         if not os.read(0, 4096):
             return True
+        end_unless_heard_within(silence)
 
 
 def write(line: bytes) -> None:
@@ -629,10 +647,13 @@ def write(line: bytes) -> None:
 def main() -> None:
     config = json.loads(sys.stdin.buffer.readline())
     end_with_parent(config["parent"])
+    period, silence = float(config["period"]), float(config["silence"])
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever a login left us with
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    end_unless_heard_within(silence)
     agent = Agent(config)
-    period = float(config["period"])
     due = time.monotonic() + min(0.2, period)  # the first rates need two looks
-    while not input_ends_within(due - time.monotonic()):
+    while not input_ends_within(due - time.monotonic(), silence):
         write(json.dumps(agent.sample(), separators=(",", ":")).encode() + b"\n")
         due = max(due + period, time.monotonic())  # after a pause of the machine no burst
 

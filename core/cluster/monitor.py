@@ -1,7 +1,11 @@
-"""`llm-wizard monitor`: this machine's GPUs, load and processes in plain lines, without a run."""
+"""`llm-wizard monitor`: GPUs, load and processes in plain lines, without a run: of this machine, a Slurm job's or named nodes.
+
+Up to BLOCKS nodes have a block of lines each; more of them a line each, and what is wrong is said below.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -9,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from core.cluster.collector import PERIOD_S, Collector, Node, local_node
+from core.cluster.agent_stream import Interruption, Node
+from core.cluster.collector import PERIOD_S, Collector, local_node, nodes_to_watch
+from core.cluster.inventory import inventory_of, slurm_nodes
+from core.cluster.reach import reach_of
 from core.cluster.samples import NodeView, node_view
 from core.errors import StageError
 from core.language import tr, tr_later
@@ -17,6 +24,11 @@ from core.quantities import size
 from core.text.plain import plain
 
 FIRST_SAMPLE_S = 15.0
+NODES_PER_S = 10
+"""As fast at least do agents start on many nodes; more time is waited for more of them."""
+BLOCKS = 4
+MOST_PROBLEMS = 20
+WIDTH = 80
 
 STATUS_WORDS = {"ok": tr_later("ok"), "stale": tr_later("STALE"), "lost": tr_later("LOST")}
 
@@ -40,10 +52,13 @@ class Latest:
                 self._slow[host] = sample["slow"]
             self._news.notify_all()
 
-    def failure(self, host: str, time: float, text: str, restarts: int, is_news: bool) -> None:
+    def interruption(self, what: Interruption) -> None:
         with self._news:
-            self._errors[host] = text
+            self._errors[what.host] = f"{what.kind}: {what.words}"
             self._news.notify_all()
+
+    def back(self, host: str, away_s: float) -> None:
+        pass  # its sample has said so
 
     def close(self) -> None:
         pass
@@ -68,29 +83,48 @@ class Latest:
             ]
 
 
-def monitor(once: bool, as_json: bool, out: TextIO = sys.stdout) -> dict[str, Any] | None:
-    """Print a block of lines every two seconds until interrupted; with `once` one block.
+def watched_nodes(nodes: str, hostfile: Path | None, python: str) -> list[Node]:
+    """The nodes that are named, or the Slurm job's, or this machine; by srun where they are of the job, else by ssh.
+
+    Raises:
+        InputError: what names them is wrong.
+    """
+    named = bool(nodes or hostfile)
+    inventory = inventory_of(nodes, hostfile, "ssh" if named else "auto", os.environ)
+    if inventory is None:
+        return [local_node(None, Path.cwd())]
+    in_job = set(inventory.nodes) <= set(slurm_nodes(os.environ))
+    reach = reach_of("slurm" if in_job else "ssh", os.environ)
+    return nodes_to_watch(inventory.nodes, reach, python, None, Path.cwd())
+
+
+def monitor(nodes: Sequence[Node], once: bool, as_json: bool, out: TextIO = sys.stdout) -> dict[str, Any] | None:
+    """Print what the nodes are doing every two seconds until interrupted; with `once` one time.
 
     With `as_json` nothing is printed: the samples are returned as one document, after the first of each node.
 
     Raises:
-        StageError: no agent could be started.
+        StageError: no node could be looked at.
     """
-    nodes = [local_node(None, Path.cwd())]
     latest = Latest(nodes)
     collector = Collector(nodes, latest)
     collector.start()
     try:
-        latest.wait_for_all(FIRST_SAMPLE_S)
+        latest.wait_for_all(FIRST_SAMPLE_S + len(nodes) / NODES_PER_S)
         views = latest.views()
         if not any(view.sample for view in views):
-            why = "; ".join(f"{view.host}: {view.error or 'no answer'}" for view in views)
-            raise StageError(f"no node could be looked at: {plain(why)}", "run `llm-wizard doctor`")
+            reasons = [f"{view.host}: {view.error or 'no answer'}" for view in views]
+            more = f"; and {len(reasons) - BLOCKS} more" if len(reasons) > BLOCKS else ""
+            raise StageError(
+                f"no node could be looked at: {plain('; '.join(reasons[:BLOCKS]))}{more}",
+                "`llm-wizard doctor` says more, with the same --nodes or --hostfile",
+            )
         if as_json:
             return {"schema_version": 1, "nodes": [document(view) for view in views]}
         while True:
-            for view in latest.views():
-                print("\n".join(block(view)), file=out, flush=True)
+            views = latest.views()
+            lines = table(views) if len(views) > BLOCKS else [line for view in views for line in block(view)]
+            print("\n".join(lines), file=out, flush=True)
             if once:
                 return None
             print(file=out)
@@ -122,6 +156,72 @@ def block(view: NodeView) -> list[str]:
     return lines
 
 
+def table(views: Sequence[NodeView]) -> list[str]:
+    """A line a node, of at most 80 columns; then what is wrong, and how many are well."""
+    head = f"{'node':<18}{'GPUs':>5}{'util':>6}{'GPU mem':>9}{'temp':>6}{'CPU':>6}{'memory':>8}{'net':>11}"
+    problems = [f"! {plain(view.host)}: {words}" for view in views for words in _problems(view)]
+    more = len(problems) - MOST_PROBLEMS
+    counts = [(status, sum(view.status == status for view in views)) for status in STATUS_WORDS]
+    return [
+        f"{head}  {time.strftime('%H:%M:%S')}",
+        *map(_row, views),
+        *(f"{line:.{WIDTH}}" for line in problems[:MOST_PROBLEMS]),
+        *([tr("and {count} more", count=more)] if more > 0 else []),
+        tr("{count} nodes: {states}", count=len(views), states=_states(counts)),
+    ]
+
+
+def _states(counts: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{count} {tr(STATUS_WORDS[status])}" for status, count in counts if count)
+
+
+def _row(view: NodeView) -> str:
+    name = plain(view.host)
+    name = name if len(name) < 18 else f"{name:.16}~"
+    state = tr(STATUS_WORDS[view.status]) + (" !" if _problems(view) else "")
+    sample = view.sample
+    if sample is None or view.status == "lost":  # what it was doing then says nothing of now
+        return f"{name:<69}  {state}"
+    gpus = sample["gpus"]
+    used = _mean([_share(gpu["memory_used"], gpu["memory_total"]) for gpu in gpus])
+    hottest = max((gpu["temperature"] for gpu in gpus if gpu["temperature"] is not None), default=None)
+    rates = [rate for rate in (sample[key] for key in ("net_rx", "net_tx", "ib_rx", "ib_tx")) if rate is not None]
+    return (
+        f"{name:<18}{len(gpus) or '-':>5}{_number(_mean([gpu['util'] for gpu in gpus]), '%'):>6}"
+        f"{_number(used, '%'):>9}{_number(hottest, ' C'):>6}{_number(sample['cpu'], '%'):>6}"
+        f"{_number(_share(sample['memory_used'], sample['memory_total']), '%'):>8}"
+        f"{size(sum(rates)) + '/s' if rates else '-':>11}  {state}"
+    )
+
+
+def _problems(view: NodeView) -> list[str]:
+    found = [plain(view.error)] if view.error else []
+    if view.status != "ok":
+        found.append(tr("last heard of {seconds} s ago", seconds=f"{view.age_s:.0f}"))
+    if view.sample and view.sample["nvml"] != "absent":
+        found += _driver_words(view.sample)
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _share(used: float | None, total: float | None) -> float | None:
+    return 100 * used / total if used is not None and total else None
+
+
+def _driver_words(sample: Mapping[str, Any]) -> list[str]:
+    if sample["nvml_blocked_s"]:
+        return [tr("the GPU driver has not answered for {seconds} s", seconds=f"{sample['nvml_blocked_s']:.0f}")]
+    if sample["nvml"] == "absent":
+        return [tr("no NVIDIA driver was found")]
+    if sample["nvml"] != "ok":
+        return [tr("the GPU driver says: {words}", words=plain(sample["nvml"]))]
+    return []
+
+
 def _machine(sample: Mapping[str, Any]) -> list[str]:
     lines = [
         tr(
@@ -147,13 +247,7 @@ def _machine(sample: Mapping[str, Any]) -> list[str]:
 
 
 def _gpus(sample: Mapping[str, Any]) -> list[str]:
-    lines = []
-    if sample["nvml_blocked_s"]:
-        lines.append(tr("the GPU driver has not answered for {seconds} s", seconds=f"{sample['nvml_blocked_s']:.0f}"))
-    elif sample["nvml"] == "absent":
-        lines.append(tr("no NVIDIA driver was found"))
-    elif sample["nvml"] != "ok":
-        lines.append(tr("the GPU driver says: {words}", words=plain(sample["nvml"])))
+    lines = _driver_words(sample)
     if sample["gpus"]:
         lines.append(f"GPU  {'':<20}{'util':>5}{'memory':>19}{'temp':>7}{'power':>12}{'clock':>10}")
     for gpu in sample["gpus"]:

@@ -1,9 +1,10 @@
-"""Samples on the disk of the head node: a ring of two files a host for the last hours, one averaged line a minute for weeks.
+"""Samples on the disk of the head node: a ring of two files a host for the last hours, and means for all of the run's time.
 
 nodes/<host>.jsonl          as they came; at 4 MiB it becomes nodes/<host>.1.jsonl, and the one before is dropped
-nodes/<host>.history.jsonl  means over 60 s (of temperatures the maximum), without the slow part
+nodes/<host>.history.jsonl  means over 60 s (of temperatures the maximum), without the slow part; at 16 MiB the lines of its older
+                            half are put together, so that it never grows over that: the longer a run, the coarser its beginning
 
-Where an agent ended, the ring has {"time", "host", "error", "restarts"} instead of a sample.
+Where nothing comes from a node, the ring has {"time", "host", "error", "restarts"} instead of a sample.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from core.cluster.thinning import GPU_MEANS, MEANS, thin
 from core.runs.directory import RunDirectory
 
-RING_BYTES = 4 << 20
-HISTORY_S = 60.0
+if TYPE_CHECKING:  # screens read what is written here; they start no agents
+    from core.cluster.agent_stream import Interruption
 
-_MEANS = ("cpu", "load", "memory_used", "disk_free", "net_rx", "net_tx", "ib_rx", "ib_tx")
-_GPU_MEANS = ("util", "memory_used", "power", "power_limit", "clock")
+RING_BYTES = 4 << 20
+HISTORY_BYTES = 16 << 20
+"""About six days of a node with eight GPUs before the first thinning (docs/measurements.md)."""
+HISTORY_S = 60.0
 
 
 def file_stem(host: str) -> str:
@@ -56,9 +60,10 @@ def history_path(run: RunDirectory, stem: str) -> Path:
 class SampleFiles:
     """Where the collector puts what it gets. A disk that is full costs samples, never the run."""
 
-    def __init__(self, run: RunDirectory, warn: Callable[[str], None]) -> None:
+    def __init__(self, run: RunDirectory, event: Callable[..., None]) -> None:
+        """`event` gets kind "agent" with `node`, `state` and `text` where a node is lost or comes back."""
         self._run = run
-        self._warn = warn
+        self._event = event
         self._minutes: dict[str, Minute] = {}
         self._failing = False
 
@@ -68,24 +73,36 @@ class SampleFiles:
         self._append(ring_path(self._run, stem), sample, old_ring_path(self._run, stem))
         minute = self._minutes.setdefault(host, Minute())
         if minute.is_over(sample["time"]):
-            self._append(history_path(self._run, stem), minute.mean())
+            self._append_history(stem, minute)
             minute = self._minutes[host] = Minute()
         minute.add(sample)
 
-    def failure(self, host: str, time: float, text: str, restarts: int, is_news: bool) -> None:
-        """Take the end of an agent; `is_news` when it had been well before."""
-        line = {"time": time, "host": host, "error": text, "restarts": restarts}
-        stem = file_stem(host)
+    def interruption(self, what: Interruption) -> None:
+        """Take that nothing comes from a node."""
+        error = f"{what.kind}: {what.words}"
+        line = {"time": what.time, "host": what.host, "error": error, "restarts": what.restarts}
+        stem = file_stem(what.host)
         self._append(ring_path(self._run, stem), line, old_ring_path(self._run, stem))
-        if is_news:
-            self._warn(f"the agent of node {host} ended and is started again: {text}")
+        if what.is_news:
+            self._event("agent", node=what.host, state=what.kind, text=what.text)
+
+    def back(self, host: str, away_s: float) -> None:
+        """Take that a node is heard of again; its samples say so on disk."""
+        self._event("agent", node=host, state="back", text=f"node {host} is heard of again after {away_s:.0f} s")
 
     def close(self) -> None:
         """Write the minutes that are not over yet."""
         for host, minute in self._minutes.items():
             if minute.count:
-                self._append(history_path(self._run, file_stem(host)), minute.mean())
+                self._append_history(file_stem(host), minute)
         self._minutes.clear()
+
+    def _append_history(self, stem: str, minute: Minute) -> None:
+        path = history_path(self._run, stem)
+        self._append(path, minute.mean())
+        with contextlib.suppress(OSError):  # in a minute again; that the disk is full is said where lines are appended
+            if path.stat().st_size > HISTORY_BYTES:
+                thin(path, HISTORY_BYTES)
 
     def _append(self, path: Path, document: Mapping[str, Any], old: Path | None = None) -> None:
         try:
@@ -153,10 +170,10 @@ class Minute:
         self.count += 1
         self._last = sample
         self._blocked = max(self._blocked, sample["nvml_blocked_s"])
-        for name in _MEANS:
+        for name in MEANS:
             self._add(None, name, sample[name])
         for gpu in sample["gpus"]:
-            for name in _GPU_MEANS:
+            for name in GPU_MEANS:
                 self._add(gpu["index"], name, gpu[name])
             if gpu["temperature"] is not None:
                 self._hottest[gpu["index"]] = max(self._hottest.get(gpu["index"], -1e9), gpu["temperature"])
@@ -172,12 +189,12 @@ class Minute:
         gpus = [
             {
                 **gpu,
-                **{name: self._mean(gpu["index"], name) for name in _GPU_MEANS},
+                **{name: self._mean(gpu["index"], name) for name in GPU_MEANS},
                 "temperature": self._hottest.get(gpu["index"]),
             }
             for gpu in last["gpus"]
         ]
-        means = {name: self._mean(None, name) for name in _MEANS}
+        means = {name: self._mean(None, name) for name in MEANS}
         return {
             **last,
             **means,

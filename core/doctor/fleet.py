@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from core.cluster.reach import SSH_OPTIONS
 from core.doctor.check import Check, compare, judge
 from core.doctor.checks.ssh import is_unknown
 from core.doctor.examine import PROBE, masked, observe, parse_line, probe_timeout, wanted_of
@@ -37,18 +38,6 @@ SILENT_S = 10.0
 """A node that has said nothing for so long, not even that it is there, is given up; ssh's own time-out is half of it."""
 MEET_S = 30
 """How long the ranks of the doctor's own all-reduce wait for each other."""
-SSH_OPTIONS = {
-    "BatchMode": "yes",
-    "ConnectTimeout": "5",
-    "StrictHostKeyChecking": "yes",
-    "UpdateHostKeys": "no",
-    "ServerAliveInterval": "5",
-    "ServerAliveCountMax": "2",
-    "ForwardAgent": "no",
-    "ForwardX11": "no",
-    "PermitLocalCommand": "no",
-    "ClearAllForwardings": "yes",
-}
 # $0 is the training Python, $1 what the probe is asked, $2 the same for a Python that stands in for a broken one.
 REMOTE = (
     'PATH="$(dirname -- "$0"):$PATH"; export PATH; '

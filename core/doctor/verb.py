@@ -195,9 +195,9 @@ def choose_checks(checks: Iterable[Check], tier: Tier, only: list[str], skip: li
 
 def gather_needs(options: argparse.Namespace) -> Needs:
     """What the preset (the quickstart's without one) needs of this machine, for the profile asked for or the preset's own."""
+    from core.cluster.inventory import expand, read_hostfile
     from core.doctor.examine import probe_timeout
     from core.doctor.needs import needs_for
-    from core.doctor.nodes import expand, read_hostfile
     from core.facts import facts_for, find_gpus_in_time
     from core.plan import make_plan
     from core.preset_source import load_preset

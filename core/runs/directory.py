@@ -1,6 +1,7 @@
 """Where everything of one run lies. Pure paths: making and reading files is up to the owner of each.
 
 runs/<name>/  preset.yaml  plan.json  state.json  events.jsonl  supervisor.log  lock  requests/
+              slurm.sh  slurm.json  of a run that was submitted to Slurm
               code/        the trainer as it was when the run was made; ranks import this copy
               stages/<id>/ log.txt  metrics.jsonl  result.json
               nodes/       what the node agents saw: <host>.jsonl (ring) and <host>.history.jsonl (a line a minute)
@@ -69,6 +70,15 @@ class RunDirectory:
         return self.root / "supervisor.log"
 
     @property
+    def slurm(self) -> Path:
+        """The record of the Slurm job of a submitted run."""
+        return self.root / "slurm.json"
+
+    @property
+    def slurm_script(self) -> Path:
+        return self.root / "slurm.sh"
+
+    @property
     def code(self) -> Path:
         return self.root / "code"
 
@@ -95,6 +105,14 @@ class RunDirectory:
 
     def result(self, stage_id: str) -> Path:
         return self.stage(stage_id) / "result.json"
+
+    def stacks(self, stage_id: str) -> Path:
+        """Where the ranks of a hung stage say what they were doing: rank-N.txt."""
+        return self.stage(stage_id) / "stacks"
+
+    def checkpoints_of(self, stage_id: str) -> Path:
+        """The folder of a training stage's step-N checkpoints."""
+        return self.checkpoints if stage_id == "pretrain" else self.stage(stage_id) / "checkpoints"
 
     # What stages make, at fixed places: the plan can name them before anything has run.
 

@@ -165,6 +165,10 @@ def summary(status: Status) -> str:
                 lines.append(tr("  what to do: {fix}", fix=tr(verdict["fix"])))
         lines += [f"run {name} failed: {document['error']}"] if document.get("error") else []
         lines.append(f"  nothing is lost: `llm-wizard resume {name}` goes on from here")
+    elif status.state == "queued":
+        job, why = document["job"], document["reason"]
+        lines.append(tr("run {run} is queued in Slurm as job {job} ({reason})", run=name, job=job, reason=why))
+        lines.append(tr("  `llm-wizard stop {run}` cancels it, `llm-wizard attach {run}` waits for it", run=name))
     elif status.state == "stopped":
         lines.append(f"run {name} was stopped; `llm-wizard resume {name}` goes on from here")
     elif status.state == "lost":

@@ -9,9 +9,11 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -35,10 +37,45 @@ def write_if_possible(log: FileIO, data: bytes) -> None:
         log.write(data)
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What ended the processes of a stage, or threatens to: `kind` is "rank", "launcher", "node" or "link"."""
+
+    kind: str
+    node: str
+    text: str
+    rank: int | None = None
+
+
+class Processes(Protocol):
+    """The processes of one running stage, on this machine or on many."""
+
+    @property
+    def troubles(self) -> Sequence[Trouble]:
+        """What has gone wrong, the cause first; empty where only the exit code tells."""
+
+    @property
+    def pid(self) -> int | None:
+        """The first process on this machine."""
+
+    def pump(self, timeout: float) -> int | None:
+        """Move output into the log for up to `timeout` seconds; the exit code once all have ended, else None."""
+
+    def terminate(self) -> None:
+        """Ask the stage to save and stop."""
+
+    def ask_for_stacks(self) -> None:
+        """Let every rank write what it is doing (SIGUSR1)."""
+
+    def kill_all(self) -> None:
+        """End every process of this run, and no other."""
+
+
 class StageProcess:
     """One running stage. `pump` moves its output into the log; call it until `exit_code` is not None."""
 
     def __init__(self, argv: list[str], env: Mapping[str, str], cwd: str, run_root: Path, log: FileIO) -> None:
+        self.troubles: Sequence[Trouble] = ()
         self._log = log
         self._masker = Masker()
         self._run_root = str(run_root)
@@ -92,13 +129,39 @@ class StageProcess:
             write_if_possible(self._log, data)
 
     def terminate(self) -> None:
-        """Ask the stage to save and stop."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        # Straight to the ranks where there are some: torchrun would kill them 30 s after it has passed the signal on, which
+        # is too early for a large checkpoint.
+        ranks = self._ranks()
+        _signal_all(ranks, signal.SIGTERM)
+        if not ranks:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
+    def ask_for_stacks(self) -> None:
+        _signal_all(self._ranks(), signal.SIGUSR1)
 
     def kill_all(self) -> None:
-        """End every process of this run, and no other."""
         kill_run_processes(Path(self._run_root))
+
+    def _ranks(self) -> list[psutil.Process]:
+        """The ranks themselves, without their loaders and helpers, which inherit RANK."""
+        found = {
+            process.pid: process for process in run_processes(Path(self._run_root)) if "RANK" in environment_of(process)
+        }
+        ranks = []
+        for process in found.values():
+            with contextlib.suppress(psutil.Error):
+                if process.ppid() not in found:
+                    ranks.append(process)
+        return ranks
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """The environment that a process was started with; empty where it may not be read."""
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
 
 
 def run_processes(run_root: Path) -> list[psutil.Process]:
@@ -108,7 +171,7 @@ def run_processes(run_root: Path) -> list[psutil.Process]:
         if process.pid == os.getpid():
             continue
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(run_root) and process.status() != psutil.STATUS_ZOMBIE:
+            if environment_of(process).get(MARK) == str(run_root) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

@@ -58,18 +58,23 @@ def list_runs(runs_dir: Path) -> list[RunDirectory]:
 def read_status(run: RunDirectory) -> Status:
     """The state of a run now: the supervisor's own record, corrected by whether the supervisor lives.
 
-    `running` in the record with nobody holding the lock is `lost`: the supervisor ended without saying so.
+    `running` in the record with nobody holding the lock is `lost`: the supervisor ended without saying so. A run that was
+    submitted is `queued` while its Slurm job waits, with that `job` and the `reason`.
     """
     owner = lock_owner(run)  # before the record: a supervisor that ends in between has written its end by then
     try:
         document = dict(read_json(run.state))
     except FileNotFoundError:
         document = {"schema_version": 1, "run": run.name, "state": "running", "stage": None, "stages": {}}
+    if run.slurm.exists():
+        from core.cluster.slurm_job import as_queued
+
+        document |= as_queued(run, document, alive=owner is not None)
     if document["state"] == "running" and owner is None:
         document["state"] = "lost"
-        for stage in document["stages"].values():
-            if stage["state"] == "running":
-                stage["state"] = "lost"
+    for stage in document["stages"].values():
+        if stage["state"] == "running" and owner is None:
+            stage["state"] = "lost"
     for stage_id, stage in document["stages"].items():
         if stage["state"] != "done":
             stage["metrics"] = last_metrics(run, stage_id)

@@ -48,6 +48,8 @@ class StagePlan:
     settings: dict[str, Any]
     skip: str = ""
     secrets: list[str] = field(default_factory=list)
+    launcher: str = "local"
+    """How the command gets to `nodes`: local, ssh, slurm or deepspeed."""
 
 
 @dataclass(frozen=True)

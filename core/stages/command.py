@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from core.facts import Facts
 from core.runs.directory import RunDirectory
 
@@ -29,6 +31,41 @@ def stage_argv(run: RunDirectory, stage_id: str, facts: Facts, processes: int = 
         return [facts.python, *entry]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--max-restarts=0"]
     return [facts.python, *launcher, *entry]
+
+
+NODE_RANK, MASTER_ADDR, MASTER_PORT = "{node_rank}", "{master_addr}", "{master_port}"
+"""What stands in a plan for what is known only when the stage starts; `fill_in` puts it there."""
+
+
+def training_argv(run: RunDirectory, stage_id: str, facts: Facts, processes: int, nodes: int) -> list[str]:
+    """The command of a training stage: on this machine `stage_argv`; else what each of the nodes runs, with places to fill in.
+
+    `processes` are those of one node. Every node has its torchrun, and the first one's is where all meet.
+    """
+    if nodes == 0:
+        return stage_argv(run, stage_id, facts, processes)
+    if facts.launcher == "deepspeed":
+        from core.cluster.deepspeed_launcher import deepspeed_argv
+
+        return deepspeed_argv(run, stage_id, facts.python)
+    meeting = [f"--node-rank={NODE_RANK}", f"--master-addr={MASTER_ADDR}", f"--master-port={MASTER_PORT}"]
+    shape = [f"--nnodes={nodes}", f"--nproc-per-node={processes}", "--max-restarts=0"]
+    entry = [str(run.code / "stage.py"), stage_id, str(run.root)]
+    return [facts.python, "-m", "torch.distributed.run", *shape, *meeting, *entry]
+
+
+def fill_in(argv: Iterable[str], node_rank: int, master_addr: str, master_port: int) -> list[str]:
+    """`training_argv` with its places filled in, as one node runs it."""
+    places = {NODE_RANK: str(node_rank), MASTER_ADDR: master_addr, MASTER_PORT: str(master_port)}
+    filled = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        # Only whole values: a folder may be called "{node_rank}".
+        if option.startswith("--") and value in places:
+            filled.append(f"{option}{equals}{places[value]}")
+        else:
+            filled.append(places.get(word, word))
+    return filled
 
 
 def stage_env(run: RunDirectory, threads: int | None = None, online: bool = False) -> dict[str, str]:

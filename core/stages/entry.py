@@ -5,7 +5,10 @@ Exit codes: 0 with a result.json is success; 64 is input that cannot be used; 13
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,13 +30,24 @@ def load_context(run: RunDirectory, stage_id: str) -> StageContext:
     return StageContext(run=run, preset=Preset.model_validate(document["preset"]), stage_id=stage_id, plan=plan)
 
 
+def write_stacks_when_asked(folder: Path, rank: int) -> None:
+    """On SIGUSR1 append what every thread is doing to `folder`/rank-N.txt, from within whatever the process waits in."""
+    with contextlib.suppress(OSError):  # a full disk must not keep a rank from training
+        folder.mkdir(mode=0o700, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(folder / f"rank-{rank}.txt", flags, 0o600)  # open until the process ends
+        faulthandler.register(signal.SIGUSR1, descriptor, all_threads=True, chain=False)
+
+
 def main(argv: list[str]) -> int:
     stage_id, run_dir = argv
     started = time.time()
+    run = RunDirectory(Path(run_dir))
+    rank = int(os.environ.get("RANK", "0"))
     if "RANK" in os.environ:
         end_with_parent()  # a rank whose launcher was killed must not go on alone
-    context = load_context(RunDirectory(Path(run_dir)), stage_id)
-    rank = int(os.environ.get("RANK", "0"))
+        write_stacks_when_asked(run.stacks(stage_id), rank)
+    context = load_context(run, stage_id)
     try:
         outcome = BY_ID[stage_id].run(context)
     except StageStopped:

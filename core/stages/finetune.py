@@ -11,7 +11,7 @@ from core.model import PositiveInt
 from core.runs.directory import RunDirectory
 from core.section import FileList, FilePath, Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import ON_CPU, SECRETS_BY_NEED, stage_argv, stage_env
+from core.stages.command import ON_CPU, SECRETS_BY_NEED, stage_env, training_argv
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -58,6 +58,8 @@ class FinetuneSection(Section):
     """Dropout before the adapters."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    nodes: PositiveInt = 1
+    """How many of the cluster's nodes take part; one is enough for most conversations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPUs where there are any."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -77,22 +79,27 @@ def chat_files(preset: Preset, run: RunDirectory) -> list[str]:
 
 def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     section = preset.finetune
-    processes = preset.cluster.process_count(facts, section.device)
+    on_node = preset.cluster.process_count(facts, section.device)
+    nodes = facts.nodes[: section.nodes]
+    processes = on_node * max(1, len(nodes))
     skip = ""
     if not section.files and preset.corpus.script is None:
         skip = "the preset names no conversations (finetune.files)"
     on_cpu = section.device == "cpu" or not facts.gpus
     return StagePlan(
         id=STAGE.id,
-        argv=stage_argv(run, STAGE.id, facts, processes),
-        env=stage_env(run, preset.cluster.thread_count(facts, processes), online=preset.wandb.mode == "online")
-        | (ON_CPU if on_cpu else {}),
+        argv=training_argv(run, STAGE.id, facts, on_node, len(nodes)),
+        env=stage_env(run, preset.cluster.thread_count(facts, on_node), online=preset.wandb.mode == "online")
+        | (ON_CPU if on_cpu else {})
+        | preset.cluster.env,
         cwd=str(run.root),
-        nodes=[facts.host],
+        nodes=list(nodes) or [facts.host],
+        launcher=facts.launcher,
         inputs={"model": [section.model or str(run.pretrained)], "conversations": chat_files(preset, run)},
         outputs={} if skip else {"model": str(run.finetuned)},
         derived={
             "processes": processes,
+            "processes_on_node": on_node,
             "device": "cpu" if on_cpu else "cuda",
             "micro_batch": section.micro_batch,
             "gradient_accumulation": section.gradient_accumulation,

@@ -13,7 +13,7 @@ from core.model import PositiveInt
 from core.runs.directory import RunDirectory
 from core.section import Section
 from core.stages.base import Stage, StagePlan
-from core.stages.command import ON_CPU, SECRETS_BY_NEED, stage_argv, stage_env
+from core.stages.command import ON_CPU, SECRETS_BY_NEED, stage_env, training_argv
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -215,7 +215,8 @@ def choose_zero(preset: Preset, facts: Facts, processes: int, precision: str) ->
 
 def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     section, shape = preset.pretrain, preset.model.shape()
-    processes = preset.cluster.process_count(facts, section.device)
+    on_node = preset.cluster.process_count(facts, section.device)
+    processes = on_node * max(1, len(facts.nodes))
     sizes = batch(preset, processes)
     steps = total_steps(section, sizes.tokens)
     precision = resolve_precision(section, facts)
@@ -226,15 +227,17 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     checkpoint = parameters * 12  # fp32 weights and two fp32 moments
     disk = checkpoint * (section.keep_checkpoints + 1)  # one more while the newest is being written
     seconds = steps * sizes.tokens / section.stated_tokens_per_s if section.stated_tokens_per_s else None
-    device_memory = min((gpu.memory for gpu in facts.gpus), default=facts.memory // processes)
+    device_memory = min((gpu.memory for gpu in facts.gpus), default=facts.memory // on_node)
     adjusted = sizes.sequences != section.global_batch
     return StagePlan(
         id=STAGE.id,
-        argv=stage_argv(run, STAGE.id, facts, processes),
-        env=stage_env(run, preset.cluster.thread_count(facts, processes), online=preset.wandb.mode == "online")
-        | (ON_CPU if section.device == "cpu" or not facts.gpus else {}),
+        argv=training_argv(run, STAGE.id, facts, on_node, len(facts.nodes)),
+        env=stage_env(run, preset.cluster.thread_count(facts, on_node), online=preset.wandb.mode == "online")
+        | (ON_CPU if section.device == "cpu" or not facts.gpus else {})
+        | preset.cluster.env,
         cwd=str(run.root),
-        nodes=[facts.host],
+        nodes=list(facts.nodes) or [facts.host],
+        launcher=facts.launcher,
         inputs={
             "bin": [f"{run.data_prefix}.bin"],
             "idx": [f"{run.data_prefix}.idx"],
@@ -247,6 +250,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "flops_per_token": shape.flops_per_token(vocab),
             "padded_vocab": vocab,
             "processes": processes,
+            "processes_on_node": on_node,
             "device": resolve_device(section, facts),
             "engine": "PyTorch" if zero == 0 else f"DeepSpeed ZeRO-{zero}",
             "zero": zero,
@@ -282,7 +286,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "model": preset.model.model_dump(),
             "pretrain": section.model_dump(exclude={"stated_tokens_per_s", "keep_checkpoints", "log_interval"}),
             "split": preset.data.split,
-            "processes": processes,
+            "global_batch": sizes.sequences,
             "seed": preset.seed,
         },
         secrets=list(SECRETS_BY_NEED["wandb"]) if preset.wandb.mode == "online" else [],

@@ -20,7 +20,9 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from core.errors import StageError
 from core.train.attention import check_causality, preferred_kernels
+from core.train.checkpoint import Checkpoint
 from core.train.engine import (
+    DEEPSPEED_FOLDER,
     MODEL_FILE,
     NextTokenLoss,
     compile_model,
@@ -33,11 +35,9 @@ from core.train.failpoint import failpoint
 from core.train.forward_clock import ForwardClock
 from core.train.model import build_model, recompute_activations
 from core.train.ranks import Ranks
+from core.train.saved_state import MOMENTS, SavedState, rank_layout, stretches_of_ranks
 from core.train.sequences import Tokens
 from core.train.settings import TrainSettings
-
-TAG = "deepspeed"
-"""Folder of DeepSpeed's own files inside a checkpoint."""
 
 
 def start_process_group(ranks: Ranks) -> None:
@@ -128,7 +128,7 @@ class DeepSpeedEngine:
         return loss.float()
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=DEEPSPEED_FOLDER, save_latest=False)
         failpoint("optimizer-written", self._steps)
         weights: dict[str, Tensor] = {}
         for name, weight in named_weights(self.model):
@@ -153,9 +153,53 @@ class DeepSpeedEngine:
         with deepspeed.zero.GatheredParameters(weight, modifier_rank=0):
             yield self.ranks.is_main
 
-    def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
-        if path is None:
-            raise StageError(f"DeepSpeed found nothing to load in {folder / TAG}")
+    def load(self, checkpoint: Checkpoint) -> None:
+        written = checkpoint.manifest
+        if (written["world_size"], written["engine"]) == (self.ranks.world_size, self.settings.engine):
+            folder = str(checkpoint.path)
+            path, _ = self._engine.load_checkpoint(folder, tag=DEEPSPEED_FOLDER, load_lr_scheduler_states=False)
+            if path is None:
+                raise StageError(f"DeepSpeed found nothing to load in {checkpoint.path / DEEPSPEED_FOLDER}")
+        else:
+            self._deal_out(SavedState(checkpoint))
         self._steps = int(self._engine.global_steps)
-        load_rng(folder, self.ranks.rank, self.ranks.device)
+        load_rng(checkpoint.path, self.ranks.rank, self.ranks.device, self.settings.seed, checkpoint.step)
+
+    @torch.no_grad()
+    def _deal_out(self, saved: SavedState) -> None:
+        """Take up this rank's part of a state that was cut up for other ranks, another ZeRO stage or one process.
+
+        The optimizer's own state_dict() says which parts of which weights this rank keeps; the same document, filled, goes
+        back into its own load_state_dict().
+        """
+        weights = dict(named_weights(self.model))
+        saved.check_weights({name: getattr(weight, "ds_shape", weight.shape) for name, weight in weights.items()})
+        optimizer, ranks, zero3 = self._engine.optimizer, self.ranks, self.settings.zero == 3
+        if zero3:
+            optimizer.checkpoint_event_prologue()
+        state = optimizer.state_dict()
+        inner = state["optimizer_state_dict" if zero3 else "base_optimizer_state"]
+        flat = state["fp32_flat_groups"] if zero3 else [group["params"][0] for group in optimizer.param_groups]
+        for group, values in enumerate(flat):
+            inner["state"][group] = {key: torch.zeros(values.numel()) for key in MOMENTS}
+            inner["state"][group]["step"] = torch.tensor(float(saved.step))
+        shapes = self._engine._get_zero_param_shapes() if zero3 else []
+        layout = rank_layout(state, shapes, ranks.rank, ranks.world_size)
+        for name, start, numel, group, offset in stretches_of_ranks(ranks.gather_objects(layout))[ranks.rank]:
+            weight, *moments = saved.read(name, start, numel)
+            flat[group][offset : offset + numel] = weight
+            for key, moment in zip(MOMENTS, moments, strict=True):
+                inner["state"][group][key][offset : offset + numel] = moment
+        optimizer.load_state_dict(
+            state_dict_list=[state] * ranks.world_size, load_optimizer_states=True, load_from_fp32_weights=True
+        )
+        if zero3:
+            optimizer.checkpoint_event_epilogue()
+        else:
+            for (
+                name,
+                weight,
+            ) in weights.items():  # every rank has all of them; ZeRO 3 makes its parts from the fp32 ones
+                weight.copy_(saved.weight(name))
+        self._engine.global_steps = saved.step
+        self._engine.global_samples = saved.step * self.settings.global_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,13 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from core.errors import StageError
+from core.train.checkpoint import Checkpoint
 from core.train.loss import ChunkFunction, chunk_loss, cross_entropy, projected_cross_entropy
 from core.train.model import decoder, layers
 from core.train.sequences import Tokens
 from core.train.settings import TrainSettings
 
 MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+"""Of the engine of one process."""
+DEEPSPEED_FOLDER = "deepspeed"
+"""DeepSpeed's own files inside a checkpoint."""
 RNG_FILE = "rng-{rank}.safetensors"
 
 
@@ -41,8 +46,12 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Write this rank's state into `folder`; rank 0 also writes model.safetensors, all weights in fp32."""
 
-    def load(self, folder: Path) -> None:
-        """Take up the state that `save` wrote, from a folder whose manifest has verified."""
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take up the state that `save` wrote, of either engine and of any number of processes.
+
+        Raises:
+            StageError: it is the state of another model, or can't be read.
+        """
 
 
 class NextTokenLoss(nn.Module):
@@ -105,23 +114,6 @@ def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
     yield from model.named_parameters(remove_duplicate=True)
 
 
-def load_weights(model: PreTrainedModel, file: Path) -> None:
-    """Copy the weights in a model.safetensors into `model`.
-
-    Raises:
-        StageError: names or shapes are not the model's.
-    """
-    stored, wanted = load_file(file), dict(named_weights(model))
-    if stored.keys() != wanted.keys():
-        differing = sorted(stored.keys() ^ wanted.keys())
-        raise StageError(f"{file} holds other weights than the model: {', '.join(differing[:5])}")
-    with torch.no_grad():
-        for name, weight in wanted.items():
-            if stored[name].shape != weight.shape:
-                raise StageError(f"{file}: {name} is {tuple(stored[name].shape)}, the model's is {tuple(weight.shape)}")
-            weight.copy_(stored.pop(name))
-
-
 def save_rng(folder: Path, rank: int, device: torch.device) -> None:
     """Write this rank's random state (dropout draws from it)."""
     states = {"cpu": torch.get_rng_state()}
@@ -130,9 +122,17 @@ def save_rng(folder: Path, rank: int, device: torch.device) -> None:
     save_file(states, folder / RNG_FILE.format(rank=rank))
 
 
-def load_rng(folder: Path, rank: int, device: torch.device) -> None:
-    """Take up the random state that `save_rng` wrote."""
-    states = load_file(folder / RNG_FILE.format(rank=rank))
+def load_rng(folder: Path, rank: int, device: torch.device, seed: int, step: int) -> None:
+    """Take up the random state that `save_rng` wrote; a rank that did not exist then starts one of its own.
+
+    That one comes from (seed, rank, step), so that resuming twice gives the same run.
+    """
+    file = folder / RNG_FILE.format(rank=rank)
+    if not file.exists():
+        key = hashlib.blake2b(f"{seed}/{rank}/{step}".encode(), digest_size=7).digest()
+        torch.manual_seed(int.from_bytes(key, "little"))
+        return
+    states = load_file(file)
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

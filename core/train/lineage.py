@@ -12,6 +12,7 @@ import orjson
 import core
 from core.files import content_key
 from core.preset import Preset
+from core.stages.pretrain import total_steps, warmup_steps
 
 FREE_TO_CHANGE = {
     "stated_tokens_per_s",
@@ -26,8 +27,12 @@ FREE_TO_CHANGE = {
     "device",
     "zero",
     "micro_batch",
+    "global_batch",
 }
-"""Settings of the pretrain section that may differ between two attempts of one run: they change no weight by intent."""
+"""Settings of the pretrain section that may differ between two attempts of one run: they change no weight by intent.
+
+Of the global batch the one that is really used counts, rounded up to whole micro-batches on every process.
+"""
 
 
 def config_hash(preset: Preset, derived: Mapping[str, Any]) -> str:
@@ -40,6 +45,18 @@ def config_hash(preset: Preset, derived: Mapping[str, Any]) -> str:
         "derived": {key: derived[key] for key in ("steps", "warmup_steps", "global_batch", "precision")},
     }
     return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def config_hash_with_batch(preset: Preset, derived: Mapping[str, Any], global_batch: int) -> str:
+    """What `config_hash` would be with another number of sequences in a step, and nothing else changed."""
+    tokens = global_batch * preset.model.sequence_length
+    steps = total_steps(preset.pretrain, tokens)
+    numbers = {
+        "global_batch": global_batch,
+        "steps": steps,
+        "warmup_steps": warmup_steps(preset.pretrain, steps, tokens),
+    }
+    return config_hash(preset, {**derived, **numbers})
 
 
 def data_hash(prefix: Path) -> str:

@@ -57,6 +57,14 @@ class Ranks:
         distributed.all_reduce(values)
         return [float(each) for each in values.tolist()]
 
+    def gather_objects(self, value: T) -> list[T]:
+        """The (picklable) value of every rank, in the order of the ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
     def decided_by_main(self, decide: Callable[[], T]) -> T:
         """What `decide` returns on rank 0, on every rank; what it raises there is raised on every rank."""
         if self.world_size == 1:

@@ -46,6 +46,11 @@ class TrainSettings:
     """Whether the residual stream stays fp32 in bf16 training: more exact, and more memory traffic."""
 
     @property
+    def engine(self) -> str:
+        """Who trains, and so how the optimizer's state lies in a checkpoint; the same words as in the plan."""
+        return "PyTorch" if self.world_size == 1 else f"DeepSpeed ZeRO-{self.zero}"
+
+    @property
     def global_batch(self) -> int:
         """Sequences in one optimizer step."""
         return self.micro_batch * self.accumulation * self.world_size

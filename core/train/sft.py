@@ -84,7 +84,7 @@ def run_finetuning(context: StageContext) -> Outcome:
     if resumed and ranks.is_main:
         print(f"going on from the checkpoint of step {before['step']}", flush=True)
     args.eval_on_start = bool(data.valid.input_ids) and resumed is None
-    tracker = open_tracker(grouped(context, source), ranks.is_main, {"finetune": section.model_dump(), **derived})
+    tracker = open_tracker(grouped(context, source), ranks, {"finetune": section.model_dump(), **derived})
     metrics = Metrics(
         steps, bool(data.valid.input_ids), before, reporter(context, tracker) if ranks.is_main else lambda record: None
     )

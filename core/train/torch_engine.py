@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from core.train.attention import check_causality, preferred_kernels
+from core.train.checkpoint import Checkpoint
 from core.train.engine import (
     MODEL_FILE,
+    OPTIMIZER_FILE,
     NextTokenLoss,
     compile_model,
     keep_residual_in,
     load_rng,
-    load_weights,
     named_weights,
     parameter_groups,
     save_rng,
 )
 from core.train.failpoint import failpoint
 from core.train.model import build_model, layers, recompute_activations
+from core.train.saved_state import MOMENTS, SavedState
 from core.train.sequences import Tokens
 from core.train.settings import TrainSettings
-
-OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 class TorchEngine:
@@ -102,18 +102,22 @@ class TorchEngine:
         failpoint("optimizer-written", step)
         save_rng(folder, 0, self.device)
 
-    def load(self, folder: Path) -> None:
-        load_weights(self.model, folder / MODEL_FILE)
-        names = {weight: name for name, weight in named_weights(self.model)}
-        state: dict[str, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / OPTIMIZER_FILE).items():
-            name, entry = key.rsplit("/", 1)
-            state.setdefault(name, {})[entry] = value
+    @torch.no_grad()
+    def load(self, checkpoint: Checkpoint) -> None:
+        saved = SavedState(checkpoint)
+        saved.check_weights({name: weight.shape for name, weight in named_weights(self.model)})
+        places = {weight: place for place, weight in enumerate(self._optimizer_order())}
         document: dict[str, Any] = self._optimizer.state_dict()
-        ordered = [weight for group in self._optimizer.param_groups for weight in group["params"]]
-        document["state"] = {place: state[names[weight]] for place, weight in enumerate(ordered)}
+        for name, weight in named_weights(self.model):
+            value, *moments = (part.reshape(weight.shape) for part in saved.read(name, 0, weight.numel()))
+            weight.copy_(value)
+            step = torch.tensor(float(saved.step))
+            document["state"][places[weight]] = {"step": step, **dict(zip(MOMENTS, moments, strict=True))}
         self._optimizer.load_state_dict(document)
-        load_rng(folder, 0, self.device)
+        load_rng(checkpoint.path, 0, self.device, self.settings.seed, saved.step)
+
+    def _optimizer_order(self) -> list[torch.nn.Parameter]:
+        return [weight for group in self._optimizer.param_groups for weight in group["params"]]
 
     def _step(self) -> int:
         """Optimizer steps done."""

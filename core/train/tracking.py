@@ -1,4 +1,8 @@
-"""Weights & Biases, where the preset asks for it: online, or into files under the run to be synced later."""
+"""Weights & Biases, where the preset asks for it: online, or into files under the run to be synced later.
+
+As in the original pipeline every node has a run of its own, named after it, in a group named after the head node. The first
+node's run has the metrics; the others' have the configuration and what W&B measures on their node (GPUs, CPU, memory).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,10 @@ from typing import Any, Protocol
 
 from core.model import ModelShape
 from core.stages.base import StageContext
+from core.train.ranks import Ranks
+
+HEAD = "LLM_WIZARD_HEAD"
+"""Variable with the head node's name, where the launcher knows it better than the first rank's own host does."""
 
 
 class Tracker(Protocol):
@@ -23,7 +31,7 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """The preset asks for none, or this is not rank 0."""
+    """The preset asks for none, or another rank of this node has the run."""
 
     def log(self, record: Mapping[str, Any]) -> None:
         pass
@@ -33,9 +41,9 @@ class NoTracker:
 
 
 class WandbTracker:
-    """One W&B run for one attempt; the attempts of a run share its group and name."""
+    """One W&B run for one attempt on one node; the attempts of a run share its group and name."""
 
-    def __init__(self, context: StageContext, config: Mapping[str, Any]) -> None:
+    def __init__(self, context: StageContext, config: Mapping[str, Any], group: str, is_main: bool) -> None:
         section = context.preset.wandb
         # Stages that are not online are started with W&B switched off altogether.
         os.environ.pop("WANDB_DISABLED", None)
@@ -45,16 +53,16 @@ class WandbTracker:
         self._run: Any = wandb.init(
             entity=section.entity,
             project=section.project,
-            group=section.group
-            or group_name(context.preset.model.shape(), os.uname().nodename, context.run.code.stat().st_mtime),
-            name=context.run.name,
+            group=group,
+            name=f"{context.run.name[:60]}_{os.uname().nodename[:60]}",
             tags=section.tags,
             mode="offline" if section.mode == "offline" else "online",
             dir=str(folder),
             config=dict(config),
             settings=wandb.Settings(console="off", disable_git=True, save_code=False),
         )
-        context.event("wandb", url=self._run.url, folder=str(Path(self._run.dir).parent))
+        if is_main:
+            context.event("wandb", url=self._run.url, folder=str(Path(self._run.dir).parent))
 
     def log(self, record: Mapping[str, Any]) -> None:
         values = {
@@ -78,8 +86,26 @@ def group_name(shape: ModelShape, host: str, started: float) -> str:
     return f"pretrain_{shape.family}_{billions:.3g}B_{host[:60]}_{time}"[:127]
 
 
-def open_tracker(context: StageContext, is_main: bool, config: Mapping[str, Any]) -> Tracker:
-    """The tracker that the preset asks for, on rank 0."""
-    if context.preset.wandb.mode == "off" or not is_main:
+def open_tracker(
+    context: StageContext, ranks: Ranks, config: Mapping[str, Any], on_every_node: bool = False
+) -> Tracker:
+    """The tracker that the preset asks for, on rank 0, or on the first rank of every node. Every rank calls this."""
+    section, run = context.preset.wandb, context.run
+    if section.mode == "off":
         return NoTracker()
-    return WandbTracker(context, config)
+    # Decided once: the nodes' clocks may be set to different time zones.
+    group = section.group or ranks.decided_by_main(
+        lambda: group_name(
+            context.preset.model.shape(), os.environ.get(HEAD) or os.uname().nodename, run.code.stat().st_mtime
+        )
+    )
+    if not ranks.is_main and not (on_every_node and ranks.local_rank == 0):
+        return NoTracker()
+    try:
+        return WandbTracker(context, config, group, ranks.is_main)
+    except Exception as error:  # whatever W&B raises
+        if ranks.is_main:
+            raise
+        # Only this node's measurements are missing: no reason to end the training of all.
+        context.warn(f"Weights & Biases can't be used on {os.uname().nodename}, whose GPUs it won't show: {error}")
+        return NoTracker()

@@ -54,13 +54,13 @@ def run_training(context: StageContext, started: float) -> Outcome:
     config = model_config(context.preset.model, vocabulary, settings.rows)
     engine = start_engine(config, settings, ranks)
     parameters = context.preset.model.shape().parameters(settings.rows)
-    say(f"model: {config.model_type}, {parameters:,} parameters, {derived['engine']}, {settings.precision}")
+    say(f"model: {config.model_type}, {parameters:,} parameters, {settings.engine}, {settings.precision}")
     if settings.compile != "off":
         say("the model is compiled during the first step, which takes minutes")
 
     facts = {
         "world_size": ranks.world_size,
-        "engine": derived["engine"],
+        "engine": settings.engine,
         "config_hash": lineage.config_hash(context.preset, derived),
         "code_hash": lineage.code_hash(),
         "data_hash": lineage.data_hash(run.data_prefix),
@@ -69,11 +69,18 @@ def run_training(context: StageContext, started: float) -> Outcome:
     attempt = ranks.decided_by_main(lambda: next_attempt(run.stage(context.stage_id)))
     progress = Progress()
     if checkpoint is not None:
-        engine.load(checkpoint.path)
+        engine.load(checkpoint)
         progress = read_progress(checkpoint.path)
         say(f"resuming from {checkpoint.path} at step {progress.step:,} (attempt {attempt})")
+        written = checkpoint.manifest
+        if (written["world_size"], written["engine"]) != (ranks.world_size, settings.engine):
+            say(
+                f"it was written by {written['world_size']} process(es) with {written['engine']}: its optimizer state "
+                f"was dealt out anew to {ranks.world_size} with {settings.engine}, and the samples go on where they were"
+            )
 
-    tracker = open_tracker(context, ranks.is_main, {"preset": context.preset.model_dump(), "derived": dict(derived)})
+    document = {"preset": context.preset.model_dump(), "derived": dict(derived)}
+    tracker = open_tracker(context, ranks, document, on_every_node=True)
     loop = TrainingLoop(
         context=context,
         settings=settings,

@@ -268,7 +268,7 @@ class Watch:
         """What is wrong at present."""
         return [guard.trouble for guard in (*self._of_records, self._stalled, self._disk) if guard.trouble]
 
-    def look(self, now: float, pid: int) -> list[Trouble]:
+    def look(self, now: float, pid: int | None) -> list[Trouble]:
         """What is wrong since this look. `now` is a monotonic clock's time, `pid` the stage's process."""
         if now - self._looked < self._every:
             return []
@@ -296,7 +296,7 @@ class Watch:
             return
 
 
-def compiler_runs(pid: int) -> bool:
+def compiler_runs(pid: int | None) -> bool:
     """Whether a compiler is among the processes below `pid`."""
     try:
         below = psutil.Process(pid).children(recursive=True)

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT)]
 import orjson  # noqa: E402
 import psutil  # noqa: E402
 
-from core.cluster.collector import read_sample  # noqa: E402
+from core.cluster.agent_sample import read_sample  # noqa: E402
 from core.cluster.sample_files import SampleFiles  # noqa: E402
 from core.cluster.samples import NodeSamples  # noqa: E402
 from core.facts import gather_facts  # noqa: E402

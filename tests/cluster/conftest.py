@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import Hosts, hosts_or_reason
 from scripted_runs import scripted, wait_for
 
-from core.cluster.collector import Collector, Node, local_node
+from core.cluster.agent_stream import Interruption, Node
+from core.cluster.collector import Collector, local_node
 
 __all__ = ["scripted"]
 
@@ -26,13 +28,20 @@ class Recorded:
 
     samples: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[str, int, bool]] = field(default_factory=list)
+    """Of each interruption its words, the restarts and whether it is news."""
+    kinds: list[str] = field(default_factory=list)
+    backs: list[str] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
 
     def sample(self, host: str, sample: Mapping[str, Any]) -> None:
         self.samples.append(dict(sample))
 
-    def failure(self, host: str, time: float, text: str, restarts: int, is_news: bool) -> None:
-        self.failures.append((text, restarts, is_news))
+    def interruption(self, what: Interruption) -> None:
+        self.failures.append((what.words, what.restarts, what.is_news))
+        self.kinds.append(what.kind)
+
+    def back(self, host: str, away_s: float) -> None:
+        self.backs.append(host)
 
     def close(self) -> None:
         self.closed.set()
@@ -99,3 +108,21 @@ def gpus(nvml_folder: Path, tmp_path: Path) -> FakeGpus:
     fake = FakeGpus(nvml_folder, tmp_path / "gpus")
     fake.set(HEALTHY)
     return fake
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    """Four hosts and a head, reached by the real ssh."""
+    with hosts_or_reason(4) as made:
+        if isinstance(made, str):
+            pytest.skip(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def slurm_hosts() -> Iterator[Hosts]:
+    """The same, with Slurm on them."""
+    with hosts_or_reason(4, slurm=True) as made:
+        if isinstance(made, str):
+            pytest.skip(made)
+        yield made

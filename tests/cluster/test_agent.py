@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from scripted_runs import wait_for
 
 from conftest import MakeRun
 from core.cluster import agent
-from core.cluster.collector import PYTHON_OPTIONS, READ_AGENT, local_node, read_sample
+from core.cluster.agent_sample import read_sample
+from core.cluster.collector import local_node
+from core.cluster.reach import piped_program, piped_python
 
 from .conftest import HEALTHY, FakeGpus, Watch, build_nvml
 
@@ -28,9 +31,12 @@ CODE = Path(agent.__file__).read_bytes()
 MARK = "LLM_WIZARD_RUN"
 
 
+PYTHON = piped_python(sys.executable, "llm-wizard-agent")
+
+
 def greeting(**config: Any) -> bytes:
-    config = {"period": 0.1, "run": None, "folder": "/", "parent": None, **config}
-    return b"%d\n%b%b\n" % (len(CODE), CODE, json.dumps(config).encode())
+    config = {"period": 0.1, "run": None, "folder": "/", "parent": None, "silence": 60, **config}
+    return piped_program(Path(agent.__file__), config)
 
 
 def test_it_is_one_file_for_python_3_8_that_needs_only_the_standard_library() -> None:
@@ -297,9 +303,7 @@ def test_memory_is_that_of_the_control_group_that_would_be_killed(
 
 
 def start_agent(text: bytes, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, *PYTHON_OPTIONS, "-c", READ_AGENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
-    )
+    process = subprocess.Popen(PYTHON, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     assert process.stdin
     process.stdin.write(text)
     process.stdin.flush()
@@ -323,14 +327,41 @@ def test_it_ends_when_nobody_reads() -> None:
     assert process.wait(10) == 0
 
 
+def test_it_ends_when_nothing_comes_from_the_head_any_more() -> None:
+    process = start_agent(greeting(silence=1))
+    assert process.stdin
+    assert process.stdout
+    for _ in range(20):  # 2 s: it is told that it is heard
+        process.stdout.readline()
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    assert process.poll() is None
+    assert process.wait(10) == -signal.SIGALRM
+
+
+def test_it_ends_in_silence_although_its_own_lines_no_longer_go_anywhere() -> None:
+    # What a cut link looks like from the node: a full pipe that nobody reads and nobody closes.
+    process = start_agent(greeting(period=0.0001, silence=3))
+    assert process.stdout
+    full = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ)
+
+    def blocked() -> bool:
+        waiting = int.from_bytes(fcntl.ioctl(process.stdout, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+        return waiting > full - 8192
+
+    wait_for(blocked)
+    assert process.wait(10) == -signal.SIGALRM
+
+
 def test_it_ends_with_its_parent_though_another_process_keeps_its_stdin_open(tmp_path: Path) -> None:
     # The middle process starts an agent and a sleep that inherits the agent's stdin, and is killed.
-    (tmp_path / "greeting").write_bytes(greeting())
+    (tmp_path / "greeting").write_bytes(greeting(parent=4711))
     script = (
         "import os, subprocess, sys, time\n"
         "read, write = os.pipe(); os.set_inheritable(write, True)\n"
-        f"p = subprocess.Popen([sys.executable, '-I', '-S', '-c', {READ_AGENT!r}], stdin=read, stdout=subprocess.PIPE)\n"
-        f"os.write(write, open({str(tmp_path / 'greeting')!r}, 'rb').read())\n"
+        f"p = subprocess.Popen({PYTHON!r}, stdin=read, stdout=subprocess.PIPE)\n"
+        f"greeting = open({str(tmp_path / 'greeting')!r}, 'rb').read()\n"
+        "os.write(write, greeting.replace(b'4711', str(os.getpid()).encode()))\n"
         "s = subprocess.Popen(['sleep', '60'], close_fds=False)\n"
         "p.stdout.readline(); print(p.pid, s.pid, flush=True); time.sleep(60)\n"
     )

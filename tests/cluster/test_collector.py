@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import psutil
 import pytest
 from scripted_runs import wait_for
 
-from core.cluster import collector
-from core.cluster.collector import Collector, Node, local_node, read_sample
+from conftest import MakeRun
+from core.cluster import agent_stream
+from core.cluster.agent_stream import AgentStream, Node, pause_after
+from core.cluster.collector import Collector, local_node, nodes_to_watch, remote_node
+from core.cluster.reach import SshReach
 
 from .conftest import FakeGpus, Recorded, Watch
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(agent_stream, "FIRST_PAUSE_S", 0.1)
 
 
 def agents() -> list[psutil.Process]:
@@ -47,7 +50,7 @@ def test_an_agent_that_is_killed_is_started_again_and_counted(watch: Watch) -> N
 
 
 def test_an_agent_that_falls_silent_is_replaced(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "SILENCE_S", 1.0)
+    monkeypatch.setattr(agent_stream, "SILENCE_S", 1.0)
     seen = watch()
     seen.wait(lambda sample: True)
     (frozen,) = agents()
@@ -68,9 +71,117 @@ def test_the_last_words_of_an_agent_that_cannot_start_are_told(watch: Watch) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("way", "code", "words", "kind"),
+    [
+        ("ssh", 255, "Connection to 10.0.0.2 closed by remote host.", "no contact"),
+        ("ssh", 255, "ssh: connect to host n port 22: Connection refused", "no contact"),
+        ("ssh", 255, "", "agent ended"),  # what it ran was killed
+        ("ssh", 127, "bash: line 1: /opt/python: No such file or directory", "agent ended"),
+        ("slurm", 1, "srun: error: Unable to create step for job 7: Required node not available", "no contact"),
+        ("slurm", 137, "srun: error: n: task 0: Killed", "agent ended"),
+        ("local", 255, "whatever", "agent ended"),
+    ],
+)
+def test_an_agent_that_ended_and_a_connection_that_broke_are_told_apart(
+    watch: Watch, way: str, code: int, words: str, kind: str
+) -> None:
+    seen = watch(
+        nodes=[replace(node(sys.executable, "-c", f"import sys; print({words!r}); sys.exit({code})"), way=way)]
+    )
+    wait_for(lambda: bool(seen.kinds))
+    assert seen.kinds[0] == kind
+    assert words in seen.failures[0][0]
+
+
+def test_a_node_that_falls_silent_is_told_before_anything_is_done_and_so_is_its_return(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_stream, "QUIET_S", 1.0)
+    seen = watch()
+    seen.wait(lambda sample: True)
+    (frozen,) = agents()
+    frozen.send_signal(signal.SIGSTOP)
+    wait_for(lambda: bool(seen.failures))
+    frozen.send_signal(signal.SIGCONT)
+    assert seen.wait(lambda sample: True)["restarts"] == 0
+    wait_for(lambda: seen.backs == [os.uname().nodename])
+    ((words, restarts, is_news),) = seen.failures
+    assert (words.rpartition(" 1.")[0], restarts, is_news) == ("nothing heard for", 0, True)
+    assert seen.kinds == ["no contact"]
+    assert agents() == [frozen]
+
+
+def test_one_that_comes_and_goes_is_believed_later_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    sink = Recorded()
+    with selectors.DefaultSelector() as selector:
+        stream = AgentStream(node("unused"), sink, selector)
+        for _ in range(4):
+            stream._tell("no contact", "")
+            stream._failures += 1
+            stream._is_quiet = True
+            stream._is_heard(0.0)
+            stream._is_heard(2.5)
+    assert [is_news for _, _, is_news in sink.failures] == [True, True, True, False]
+    assert len(sink.backs) == 2, "at once, then after 1 s; not after 2.5 s, for it has gone three times"
+
+
+def test_an_agent_that_is_heard_is_told_so(watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(agent_stream, "WORD_S", 0.4)
+    local = local_node(None, tmp_path, 0.1)
+    seen = watch(nodes=[replace(local, config={**local.config, "silence": 1.5})])
+    assert seen.wait(lambda sample: sample["seq"] > 30)["restarts"] == 0
+
+
+def test_a_disk_that_holds_up_the_collector_makes_no_node_silent(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_stream, "QUIET_S", 0.5)
+    monkeypatch.setattr(agent_stream, "SILENCE_S", 1.0)
+    seen = watch()
+    seen.wait(lambda sample: True)
+    take = seen.sample
+    monkeypatch.setattr(seen, "sample", lambda *arguments: (time.sleep(1.5), take(*arguments)))
+    seen.wait(lambda sample: True)
+    monkeypatch.setattr(seen, "sample", take)
+    seen.wait(lambda sample: sample["seq"] > 20)
+    assert seen.failures == []
+
+
+def test_a_node_that_comes_later_is_watched_too_and_only_once(tmp_path: Path) -> None:
+    sink = Recorded()
+    local = local_node(None, tmp_path, 0.1)
+    watching = Collector([replace(local, host="first")], sink)
+    watching.start()
+    sink.wait(lambda sample: True)
+    watching.watch([replace(local, host="spare"), replace(local, host="first")])
+    sink.wait(lambda sample: sample["host"] == "spare")
+    assert len(agents()) == 2
+    watching.stop()
+
+
+def test_over_ssh_no_word_of_the_run_stands_in_a_command_line(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    run = make_run({"corpus": {"script": "none.py"}})
+    there = remote_node("n1", SshReach(), "/opt/py thon", run, run.root)
+    assert str(run.root) not in " ".join(there.argv)
+    assert there.argv[-2] == "n1"
+    assert "'/opt/py thon' -I -S -c" in there.argv[-1]
+    assert "HF_TOKEN" not in there.env
+    assert (there.config["run"], there.config["parent"], there.way) == (str(run.root), None, "ssh")
+
+
+def test_this_machine_among_the_nodes_needs_no_connection(make_run: MakeRun) -> None:
+    run = make_run({"corpus": {"script": "none.py"}})
+    own = os.uname().nodename
+    watched = nodes_to_watch(["n1", own, "n2"], SshReach(), "python3", run, run.root)
+    assert [(one.host, one.way) for one in watched] == [("n1", "ssh"), (own, "local"), ("n2", "ssh")]
+
+
 def test_pauses_between_starts_grow_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert [collector.pause_after(failures) for failures in (1, 2, 3, 6, 7, 8, 10**6)] == [1, 2, 4, 32, 60, 60, 60]
+    assert [pause_after(failures) for failures in (1, 2, 3, 6, 7, 8, 10**6)] == [1, 2, 4, 32, 60, 60, 60]
 
 
 def test_a_program_that_is_not_there_is_named(watch: Watch) -> None:
@@ -88,7 +199,7 @@ def test_a_banner_before_the_samples_is_not_taken_for_one(watch: Watch, tmp_path
 
 
 def test_a_line_without_end_is_ended(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "LONGEST_LINE", 1 << 16)
+    monkeypatch.setattr(agent_stream, "LONGEST_LINE", 1 << 16)
     seen = watch(nodes=[node(sys.executable, "-c", "import os\nwhile True: os.write(1, b'x' * 4096)")])
     wait_for(lambda: bool(seen.failures))
     assert seen.failures[0][0] == "it printed a line without end"
@@ -129,48 +240,3 @@ def test_each_node_has_gpus_of_its_own(watch: Watch, gpus: FakeGpus, tmp_path: P
     seen = watch(nodes=[first, second])
     assert len(seen.wait(lambda sample: sample["host"] == "n1" and sample["gpus"])["gpus"]) == 8
     assert len(seen.wait(lambda sample: sample["host"] == "n2" and sample["gpus"])["gpus"]) == 2
-
-
-GPU = {
-    "index": 0,
-    "name": "x",
-    **dict.fromkeys(("util", "memory_used", "memory_total", "temperature", "power", "power_limit", "clock"), 1),
-}
-SAMPLE = {
-    **{"time": 1.0, "host": "n", "seq": 0, "period": 2.0, "nvml": "ok", "nvml_blocked_s": 0.0, "gpus": [GPU]},
-    **dict.fromkeys(("cpu", "cores", "load", "memory_used", "memory_total", "disk_free", "disk_total"), 1),
-    **{"net_rx": 1, "net_tx": 1, "ib_rx": None, "ib_tx": None, "slow": None},
-}
-
-
-def test_a_whole_sample_is_taken() -> None:
-    assert read_sample(orjson.dumps(SAMPLE)) == SAMPLE
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        b"Last login: Tue",
-        b"{",
-        b"[]",
-        b"7",
-        b"null",
-        b"{}",
-        orjson.dumps({**SAMPLE, "time": "now"}),
-        orjson.dumps({**SAMPLE, "period": 0}),
-        orjson.dumps({**SAMPLE, "period": True}),
-        orjson.dumps({**SAMPLE, "cpu": "much"}),
-        orjson.dumps({**SAMPLE, "gpus": None}),
-        orjson.dumps({**SAMPLE, "gpus": [{"index": 0}]}),
-        orjson.dumps({**SAMPLE, "gpus": [{**GPU, "util": [1]}]}),
-        orjson.dumps({**SAMPLE, "gpus": ["x"]}),
-        orjson.dumps({**SAMPLE, "slow": 7}),
-        orjson.dumps({**SAMPLE, "slow": {}}),
-        orjson.dumps({**SAMPLE, "slow": {"processes": [7], "gpus": []}}),
-        orjson.dumps({**SAMPLE, "slow": {"processes": [], "gpus": [{}]}}),
-        orjson.dumps({name: value for name, value in SAMPLE.items() if name != "ib_rx"}),
-    ],
-)
-def test_anything_else_is_not_a_sample(line: bytes) -> None:
-    assert read_sample(line) is None

@@ -90,8 +90,11 @@ def test_an_agent_that_is_killed_comes_back_and_the_run_goes_on(scripted: Script
     (run.root / "enough").touch()
     document = wait_for_end(run)
     assert (document["state"], document["stages"]["tokenizer"]["attempt"]) == ("done", 1)
-    warnings = [event["text"] for event in map(orjson.loads, run.events.open()) if event["kind"] == "warning"]
-    assert warnings == [f"the agent of node {os.uname().nodename} ended and is started again: killed by SIGKILL"]
+    host = os.uname().nodename
+    events = [event for event in map(orjson.loads, run.events.open()) if event["kind"] == "agent"]
+    assert [(event["node"], event["state"]) for event in events] == [(host, "agent ended"), (host, "back")]
+    assert events[0]["text"] == f"the agent of node {host} ended and is started again: killed by SIGKILL"
+    assert events[1]["text"].startswith(f"node {host} is heard of again after ")
 
 
 def test_a_full_disk_costs_samples_and_not_the_run(scripted: Scripted) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import orjson
 import pytest
 
 from core.cluster import sample_files
+from core.cluster.agent_stream import Interruption
 from core.cluster.sample_files import SampleFiles, append_line, file_stem
 from core.runs.directory import RunDirectory
 
-from .test_collector import GPU, SAMPLE
+from .test_agent_sample import GPU, SAMPLE
 
 
 def sample(time: float, **values: Any) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def sample(time: float, **values: Any) -> dict[str, Any]:
 
 
 def files(run: RunDirectory) -> SampleFiles:
-    return SampleFiles(run, lambda text: None)
+    return SampleFiles(run, lambda kind, **values: None)
 
 
 @pytest.fixture
@@ -141,11 +143,24 @@ def test_a_full_disk_is_said_once_and_so_is_its_end(run: RunDirectory, capfd: py
     assert ring.read_bytes().count(b"\n") == 3
 
 
-def test_only_a_first_failure_is_an_event(run: RunDirectory) -> None:
-    warnings: list[str] = []
-    written = SampleFiles(run, warnings.append)
-    written.failure("n", 1.0, "exit code 255", 1, is_news=True)
-    written.failure("n", 2.0, "exit code 255", 2, is_news=False)
-    assert warnings == ["the agent of node n ended and is started again: exit code 255"]
-    assert [orjson.loads(line)["restarts"] for line in (run.nodes / "n.jsonl").open()] == [1, 2]
+def test_an_interruption_is_an_event_once_and_so_is_its_end(run: RunDirectory) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    written = SampleFiles(run, lambda kind, **values: events.append((kind, values)))
+    ended = Interruption("n", "agent ended", "exit code 1", time=1.0, restarts=1, is_news=True)
+    written.interruption(ended)
+    written.interruption(replace(ended, time=2.0, restarts=2, is_news=False))
+    written.back("n", 3.2)
+    written.interruption(Interruption("n", "no contact", "nothing heard for 4.6 s", time=9.0, restarts=2, is_news=True))
+    assert events == [
+        ("agent", {"node": "n", "state": "agent ended", "text": ended.text}),
+        ("agent", {"node": "n", "state": "back", "text": "node n is heard of again after 3 s"}),
+        ("agent", {"node": "n", "state": "no contact", "text": "no contact with node n: nothing heard for 4.6 s"}),
+    ]
+    assert ended.text == "the agent of node n ended and is started again: exit code 1"
+    lines = [orjson.loads(line) for line in (run.nodes / "n.jsonl").open()]
+    assert [(line["restarts"], line["error"]) for line in lines] == [
+        (1, "agent ended: exit code 1"),
+        (2, "agent ended: exit code 1"),
+        (2, "no contact: nothing heard for 4.6 s"),
+    ]
     assert os.stat(run.nodes / "n.jsonl").st_mode & 0o777 == 0o600

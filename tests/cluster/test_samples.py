@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from core.cluster import sample_files, samples
+from core.cluster.agent_stream import Interruption
 from core.cluster.sample_files import SampleFiles, append_line, file_stem
 from core.cluster.samples import NodeSamples
 from core.runs.directory import RunDirectory
@@ -25,7 +26,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def written(run: RunDirectory) -> SampleFiles:
-    return SampleFiles(run, lambda text: None)
+    return SampleFiles(run, lambda kind, **values: None)
 
 
 def test_a_run_without_samples_has_no_nodes(run: RunDirectory) -> None:
@@ -125,15 +126,15 @@ def test_the_ring_is_followed_when_it_turns(
 
 def test_how_an_agent_ended_is_told_until_it_is_back(run: RunDirectory, written: SampleFiles) -> None:
     reader = NodeSamples(run)
-    written.failure("n", 1.0, "Permission denied", 1, True)
+    written.interruption(Interruption("n", "no contact", "Permission denied", 1.0, 1, True))
     (view,) = reader.look(2.0)
-    assert (view.host, view.sample, view.error, view.status) == ("n", None, "Permission denied", "stale")
+    assert (view.host, view.sample, view.error, view.status) == ("n", None, "no contact: Permission denied", "stale")
     assert reader.look(40.0)[0].status == "lost"
     written.sample("n", sample(41.0))
-    written.failure("n", 42.0, "killed by SIGKILL", 2, True)
+    written.interruption(Interruption("n", "agent ended", "killed by SIGKILL", 42.0, 2, True))
     (view,) = reader.look(43.0)
     assert view.sample
-    assert (view.sample["time"], view.error, view.status) == (41.0, "killed by SIGKILL", "ok")
+    assert (view.sample["time"], view.error, view.status) == (41.0, "agent ended: killed by SIGKILL", "ok")
     written.sample("n", sample(44.0))
     assert reader.look(44.0)[0].error == ""
 
@@ -152,7 +153,7 @@ def test_history_is_every_sample_of_half_an_hour_and_a_mean_a_minute_before(
 ) -> None:
     for number in range(0, 3 * 3600, 10):
         written.sample("n", sample(float(number), slow=SLOW if number % 30 == 0 else None))
-    written.failure("n", 10801.0, "killed", 1, True)
+    written.interruption(Interruption("n", "agent ended", "killed", 10801.0, 1, True))
     reader = NodeSamples(run)
     last = 3 * 3600 - 10
     assert [one["time"] for one in reader.history("n", 5)] == list(range(last - 300, last + 1, 10))

@@ -192,7 +192,7 @@ def test_a_checkpoint_is_saved_on_request(training_run: MakeTraining) -> None:
     wait_for(lambda: "step 3/" in stage.output, stage)
     (run.requests / "checkpoint").touch()
     wait_for(lambda: "checkpoint /" in stage.output, stage)
-    assert not (run.requests / "checkpoint").exists()
+    wait_for(lambda: not (run.requests / "checkpoint").exists(), stage)
     assert stage.wait() == 0
     steps = [path.name for path in step_folders(run.checkpoints)]
     assert len(steps) == 2

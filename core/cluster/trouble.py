@@ -1,0 +1,153 @@
+"""What is wrong with a node that fell silent, and which of several signs of trouble is the cause of the others."""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from core.cluster.reach import Reach
+
+LOOK_S = 0.9
+"""For one look at a silent node: with Limits.silent it is named within 5 s."""
+SLURM_S = 2.0
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Something that went wrong. `code` is an exit code, or -signal."""
+
+    kind: str
+    """"rank", "launcher", "start", "node" or "link"."""
+    node: str
+    text: str
+    at: float
+    rank: int | None = None
+    code: int | None = None
+
+    @property
+    def weight(self) -> int:
+        """The lower, the less it can be the consequence of something else.
+
+        A node that goes ends the collectives, and with them the ranks, of the others. A rank that was killed did not fail over
+        another's end. SIGTERM is what torchrun sends to the ranks beside one that failed.
+        """
+        if self.kind in ("node", "link"):
+            return 0
+        if self.kind == "start" or (self.code is not None and self.code < 0 and self.code != -signal.SIGTERM):
+            return 1
+        return 2
+
+
+def judge(signs: Iterable[Sign]) -> list[Sign]:
+    """The causes among signs that came together: the first of the heaviest kind, and every node that is gone."""
+    ordered = sorted(signs, key=lambda sign: (sign.weight, sign.at))
+    return [sign for sign in ordered if sign is ordered[0] or sign.weight == 0]
+
+
+def how(code: int | None) -> str:
+    """The words for an exit code, or -signal."""
+    if code is None:
+        return "ended"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A node that is not heard; `kind` is "node" or "link"."""
+
+    kind: str
+    text: str
+
+
+def look_at(reach: Reach, node: str, address: tuple[str, int] | None) -> Silent:
+    """Why a node may be silent, found within about LOOK_S; `address` is where its sshd was when it was last heard."""
+    if reach.kind == "local":
+        return Silent(
+            "link", f"{node}: what starts the ranks here does not answer (stopped, or the machine is overloaded)"
+        )
+    if reach.kind == "slurm":
+        return _look_by_slurm(node)
+    if address is None:
+        return Silent("link", f"{node}: no contact")
+    ping = _start_ping(address[0])
+    port = _try_port(*address)
+    answers = port is not None or _ends_well(ping)
+    if port == "refused":
+        return Silent(
+            "node", f"{node}: the machine answers, but its sshd is gone ({address[0]} port {address[1]} is closed)"
+        )
+    if answers:
+        return Silent("link", f"{node}: the machine answers, but nothing comes over the connection to it any more")
+    return Silent("link", f"{node}: no contact; its link is down, its packets are dropped, or the machine is off")
+
+
+def _look_by_slurm(node: str) -> Silent:
+    said = ""
+    try:
+        argv = ["scontrol", "show", "node", node, "--oneliner"]
+        said = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=SLURM_S
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    address = re.search(r"\bNodeAddr=([A-Za-z0-9][A-Za-z0-9.:_-]*)", said)
+    state = re.search(r"\bState=([A-Z+_*]+)", said)
+    words = f"Slurm says {state[1]}" if state else "Slurm does not say how it is"
+    if _ends_well(_start_ping(address[1] if address else node)):
+        kind = "node" if state and ("DOWN" in state[1] or state[1].endswith("*")) else "link"
+        return Silent(
+            kind, f"{node}: the machine answers, but nothing comes over the connection to it any more; {words}"
+        )
+    return Silent(
+        "link", f"{node}: no contact; its link is down, its packets are dropped, or the machine is off; {words}"
+    )
+
+
+def _start_ping(host: str) -> subprocess.Popen[bytes] | None:
+    try:
+        return subprocess.Popen(
+            ["ping", "-n", "-q", "-c1", "-W1", "--", host],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:  # no ping here: the port must do
+        return None
+
+
+def _ends_well(ping: subprocess.Popen[bytes] | None) -> bool:
+    if ping is None:
+        return False
+    try:
+        return ping.wait(LOOK_S) == 0
+    except subprocess.TimeoutExpired:
+        ping.kill()
+        ping.wait()
+        return False
+
+
+def _try_port(host: str, port: int) -> str | None:
+    """ "open" or "refused"; None for no answer."""
+    deadline = time.monotonic() + LOOK_S
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(max(0.1, deadline - time.monotonic()))
+            code = connection.connect_ex((host, port))
+    except OSError:
+        return None
+    if code == 0:
+        return "open"
+    return "refused" if code == errno.ECONNREFUSED else None
