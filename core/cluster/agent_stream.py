@@ -114,6 +114,8 @@ class AgentStream:
         self._well_since = 0.0
         self._failures = 0
         self._restarts = 0
+        self._told = 0
+        """Interruptions since the node was last well for STEADY_S."""
         self._away_since: float | None = None
         """The last sign of life before the interruption that has been told and is not over."""
         self._is_quiet = False
@@ -161,7 +163,6 @@ class AgentStream:
             return
         if self._heard and silent > QUIET_S and not self._is_quiet:
             self._is_quiet = True
-            self._failures += 1
             self._tell("no contact", f"nothing heard for {silent:.1f} s")
         if now - self._said_at >= WORD_S and not self._to_send:
             self._said_at = now
@@ -241,11 +242,11 @@ class AgentStream:
         self._heard, self._is_quiet, self._words, self._last_at = True, False, "", now
         well_for = now - self._well_since
         # One that comes and goes is believed later each time: it must not fill the run's events.
-        if self._away_since is not None and well_for >= pause_after(self._failures) - FIRST_PAUSE_S:
+        if self._away_since is not None and well_for >= pause_after(self._told) - FIRST_PAUSE_S:
             self._sink.back(self.host, now - self._away_since)
             self._away_since = None
         if well_for > STEADY_S:
-            self._failures = 0
+            self._failures = self._told = 0
 
     def _how_it_ended(self) -> tuple[Literal["agent ended", "no contact"], str]:
         assert self._process is not None
@@ -275,6 +276,7 @@ class AgentStream:
         is_news = self._away_since is None
         if is_news:
             self._away_since = self._last_at
+            self._told += 1
         at = round(time.time(), 3)
         self._sink.interruption(Interruption(self.host, kind, words, at, self._restarts, is_news))
 

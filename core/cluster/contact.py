@@ -45,7 +45,7 @@ class Limits:
     """After the last contact nothing of the run is alive on a node by itself: silence + lost_grace, and 3 s to end what is slow to go."""
     settle: float = 1.0
     """Signs of trouble that come within so long are judged together: a node that dies also ends the ranks of others, at once."""
-    fail_grace: float = 10.0
+    fail_grace: float = 4.0
     """The ranks of other nodes get this between SIGTERM and SIGKILL: they wait in a collective and will not save."""
     start: float = 30.0
     """For a node's first word: a busy login, and a Python on a shared file system."""
@@ -133,7 +133,7 @@ class Contact:
 
     def _do(self, action: Callable[[], None]) -> None:
         self._to_do.put(action)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # full: it will wake up anyway; broken: it has ended
             os.write(self._wake_write, b".")
 
     # --- In the thread

@@ -195,6 +195,7 @@ class DeepSpeedProcess:
         event: Callable[..., None],
         *,
         python: str,
+        limits: Limits | None = None,
     ) -> DeepSpeedProcess:
         """Write the hostfile and .deepspeed_env of this start, and send the guards out. `environment` is what the ranks get.
 
@@ -231,7 +232,7 @@ class DeepSpeedProcess:
             argv=argv,
         )
         own = launcher_environment(os.environ, stage["env"], env_file)
-        return cls(reach, nodes, argv, own, stage["cwd"], mark, grace, log, event, python=python)
+        return cls(reach, nodes, argv, own, stage["cwd"], mark, grace, log, event, python=python, limits=limits)
 
     @property
     def pid(self) -> int | None:

@@ -56,10 +56,12 @@ class NodeLauncher:
     stop_asked: Callable[[], bool]
     replaced: dict[str, str] = field(default_factory=dict)
     _lost: dict[str, float] = field(default_factory=dict)
+    _process: Processes | None = None
 
     def lost(self, node: str) -> None:
-        """A node has stopped answering; until SAFE_AGAIN_S have passed, processes of the run may still be at work there."""
-        self._lost[node] = time.monotonic()
+        """A node is gone; until SAFE_AGAIN_S after it was last heard, processes of the run may still be at work there."""
+        heard = self._process.last_contact if isinstance(self._process, NodesProcess) else {}
+        self._lost[node] = heard.get(node, time.monotonic())
 
     def start(self, stage: Mapping[str, Any], environment: Mapping[str, str], grace: float, log: FileIO) -> Processes:
         """Start the stage on all its nodes; `environment` is the supervisor's own without secrets that are not the stage's.
@@ -77,7 +79,7 @@ class NodeLauncher:
         if stage["launcher"] == "deepspeed":
             from core.cluster.deepspeed_launcher import DeepSpeedProcess
 
-            return DeepSpeedProcess.start(
+            self._process = DeepSpeedProcess.start(
                 stage,
                 self._shared(stage, environment),
                 self.run,
@@ -89,6 +91,7 @@ class NodeLauncher:
                 self.event,
                 python=self.python,
             )
+            return self._process
         starts = [
             NodeStart(
                 node,

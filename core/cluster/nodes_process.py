@@ -22,7 +22,7 @@ from io import FileIO
 from core.cluster.contact import SAFE_AGAIN_S, Contact, Limits, Message, end_client
 from core.cluster.reach import Reach, client_environment, piped_program, piped_python
 from core.cluster.sweep import AT_ONCE, STARTER, sweep
-from core.cluster.trouble import Sign, Silent, how, judge, look_at
+from core.cluster.trouble import Sign, Silent, how, how_work_ended, judge, look_at
 from core.exit_codes import ExitCode
 from core.runs.masking import Masker
 from core.runs.process import Trouble, end_with_parent, write_if_possible
@@ -34,6 +34,8 @@ PASSED = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "XDG_RUNTIME_DIR
 """What the ranks get of their own node's login. All else is set by the head: no node differs by its user's profile."""
 PASSED_BY_SLURM = (*PASSED, "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
 LONGEST_LINE = 1 << 16
+SWEEP_S = 6.0
+"""At least for a sweep to get to a node that was given up: ssh itself gives up after 5 s."""
 LINGER_S = 1.0
 """After a node's last word: for what is left of its output, and for ssh to end."""
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+")
@@ -320,7 +322,7 @@ class NodesProcess:
             self._sign("start", node, f"{node.name}: the stage could not be started there: {text}")
         elif message.what == "rank-ended":
             rank = message.number("rank")
-            sign = Sign("rank", node.name, f"rank {rank} on {node.name} {how(code)}", message.at, rank, code)
+            sign = Sign("rank", node.name, f"rank {rank} on {node.name} {how_work_ended(code)}", message.at, rank, code)
             (self._maybe if code is None else self._signs).extend([] if code == 0 or self._stop_asked else [sign])
         elif message.what == "ended":
             node.code = code
@@ -346,7 +348,7 @@ class NodesProcess:
         if unclear := [sign for sign in self._maybe if sign.node == node.name]:
             self._signs.append(unclear[0])
         elif not any(sign.node == node.name for sign in self._signs):
-            self._sign("launcher", node, f"the launcher on {node.name} {how(code)}", at, code)
+            self._sign("launcher", node, f"the launcher on {node.name} {how_work_ended(code)}", at, code)
 
     def _closed(self, node: _Node, at: float) -> None:
         """The stream of a node has ended."""
@@ -422,13 +424,15 @@ class NodesProcess:
         self._contact.drop(node.name)
         assert node.client is not None
         end_client(node.client)
-        threading.Thread(target=self._sweep, args=(node.name,), daemon=True).start()
+        # Once nothing can be alive by itself, there is no need to wait for a connection.
+        left = self._limits.safe_again - (at - self._contact.last.get(node.name, at)) - self._limits.lost_grace
+        threading.Thread(target=self._sweep, args=(node.name, max(SWEEP_S, left)), daemon=True).start()
 
-    def _sweep(self, name: str) -> None:
+    def _sweep(self, name: str, patience: float) -> None:
         """In a thread: end what is left on a node that was given up."""
-        killed = None
+        killed, grace = None, self._limits.lost_grace
         with contextlib.suppress(Exception):
-            killed = sweep(self._reach, [name], self._mark, self._limits.lost_grace, python=self._python)[name]
+            killed = sweep(self._reach, [name], self._mark, grace, python=self._python, patience=patience)[name]
         self._contact.tell(name, "swept", {"killed": killed})
 
     # --- Trouble

@@ -241,7 +241,8 @@ def as_queued(run: RunDirectory, document: Mapping[str, Any], alive: bool) -> di
         return {}
     now = _fresh_state(record["job"])
     if now.state in WAITING | ALIVE:
-        return {"state": "queued", "job": record["job"], "reason": now.reason or now.state.lower()}
+        reason = "starting" if now.state == "RUNNING" else now.reason or now.state.lower()
+        return {"state": "queued", "job": record["job"], "reason": reason}
     if now.state == UNKNOWN and not (begun and document["state"] == "running"):
         return {"state": "queued", "job": record["job"], "reason": f"Slurm does not say: {now.reason}"}
     if now.state == "CANCELLED" and not begun:

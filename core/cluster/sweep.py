@@ -17,18 +17,22 @@ ANSWER_S = 30.0
 """For the way there, Python's start, and 10 s in which SIGKILL takes effect; the grace comes on top."""
 
 
-def sweep(reach: Reach, nodes: Sequence[str], mark: str, grace: float, *, python: str) -> dict[str, int | None]:
+def sweep(
+    reach: Reach, nodes: Sequence[str], mark: str, grace: float, *, python: str, patience: float = ANSWER_S
+) -> dict[str, int | None]:
     """End every process on these nodes that carries `mark` as its run, and no other: SIGTERM, `grace` seconds, SIGKILL.
 
     How many there were on each node; None where that node could not be reached, or something did not end. `python` is the
-    training Python, at this path on every node.
+    training Python, at this path on every node; `patience` how many seconds it may take, the grace apart.
     """
     config = {"sweep": True, "mark": mark, "grace": grace}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(nodes, pool.map(lambda node: _sweep(reach, node, config, grace, python), nodes), strict=True))
+        return dict(
+            zip(nodes, pool.map(lambda node: _sweep(reach, node, config, python, grace + patience), nodes), strict=True)
+        )
 
 
-def _sweep(reach: Reach, node: str, config: dict[str, object], grace: float, python: str) -> int | None:
+def _sweep(reach: Reach, node: str, config: dict[str, object], python: str, limit: float) -> int | None:
     try:
         done = subprocess.run(
             reach.argv(node, piped_python(python, "llm-wizard-sweep")),
@@ -36,7 +40,7 @@ def _sweep(reach: Reach, node: str, config: dict[str, object], grace: float, pyt
             env=client_environment(),
             cwd="/",
             capture_output=True,
-            timeout=grace + ANSWER_S,
+            timeout=limit,
             start_new_session=True,
         )
     except (OSError, subprocess.TimeoutExpired):

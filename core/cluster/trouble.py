@@ -60,7 +60,12 @@ def how(code: int | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"was killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    return f"was killed by {name}"
+
+
+def how_work_ended(code: int | None) -> str:
+    """The same for a rank or its launcher, which the kernel ends where memory runs out."""
+    return how(code) + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,25 @@ class LockTaken(Exception):  # noqa: N818 (the ordinary answer to "is it running
         self.owner = owner
 
 
-def take_lock(run: RunDirectory) -> int:
+def take_lock(run: RunDirectory, patience: float = 0.0) -> int:
     """Take the lock for the rest of this process's life; the descriptor is not inherited by children.
 
     Raises:
-        LockTaken: another process holds it. The kernel frees it with its holder, however that ends.
+        LockTaken: another process holds it, and does so after `patience` seconds. The kernel frees it with its holder, however that
+            ends; a network file system frees that of a machine that is gone only after a while.
     """
     descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = _read_owner(descriptor)
-        os.close(descriptor)
-        raise LockTaken(owner) from None
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() >= deadline:
+                owner = _read_owner(descriptor)
+                os.close(descriptor)
+                raise LockTaken(owner) from None
+            time.sleep(0.5)
     os.ftruncate(descriptor, 0)
     return descriptor
 

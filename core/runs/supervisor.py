@@ -57,6 +57,8 @@ class AttemptEnd:
 
 TIME_LIMIT = "time limit"
 """Who asks for a stop when Slurm says that the job's time is nearly up (SIGUSR1)."""
+JOB_PATIENCE_S = 300.0
+"""A job that Slurm starts again elsewhere, because its node is gone, waits so long for the lock of the supervisor that was there."""
 STOP_GRACE_S = 90.0
 """Time a stage gets to save its work after SIGTERM; `LLM_WIZARD_STOP_GRACE` (seconds) changes it."""
 
@@ -376,7 +378,7 @@ def main(argv: list[str]) -> int:
     run = RunDirectory(Path(argv[0]))
     os.umask(0o077)
     try:
-        lock = take_lock(run)
+        lock = take_lock(run, JOB_PATIENCE_S if os.environ.get(IN_JOB) else 0.0)
     except LockTaken as taken:
         print(f"{run.name} is already running: {taken}", file=sys.stderr)
         return ExitCode.USAGE

@@ -170,6 +170,29 @@ def history(folder: Path) -> None:
         print(f"history of {minutes} min: {count} samples in {1000 * (time.perf_counter() - begin):.1f} ms")
 
 
+def long_history(folder: Path) -> None:
+    """A month and a quarter of a year of one node, a sample a minute: what the files grow to, and what of the beginning is left."""
+    folder.mkdir()
+    files = SampleFiles(RunDirectory(folder), print)
+    path = folder / "nodes" / "node000.history.jsonl"
+    size, slowest = 0, 0.0
+    for minute in range(90 * 24 * 60 + 1):
+        begin = time.perf_counter()
+        files.sample("node000", {**node_sample(0, 1), "time": 1e9 + 60.0 * minute})
+        slowest = max(slowest, time.perf_counter() - begin)
+        if minute in (30 * 24 * 60, 90 * 24 * 60):
+            lines = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+            full = sum(line["period"] == 60 for line in lines) / 1440
+            begins = (lines[0]["time"] - lines[0]["period"] - 1e9) / 86400
+            print(
+                f"{minute // 1440} days of history: {path.stat().st_size / 1e6:.1f} MB (at most {size / 1e6:.1f}) from day {begins:.1f} on, "
+                f"{len(lines)} lines: the last {full:.1f} days a minute each, the first {lines[0]['period'] / 60:.0f} minutes each"
+            )
+        if minute % 1440 == 0 and path.exists():
+            size = max(size, path.stat().st_size)
+    print(f"the slowest sample, with a thinning, took {1000 * slowest:.0f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
@@ -179,6 +202,7 @@ def main() -> None:
         local_stream(Path(folder) / "runs", options.seconds)
         many_nodes(Path(folder), options.nodes, options.seconds / 2)
         history(Path(folder) / "week")
+        long_history(Path(folder) / "months")
     print(f"(Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import Hosts, hosts_or_reason
+from cluster.hosts import Hosts, hosts_or_skip
 from scripted_runs import scripted, wait_for
 
 from core.cluster.agent_stream import Interruption, Node
@@ -112,17 +112,21 @@ def gpus(nvml_folder: Path, tmp_path: Path) -> FakeGpus:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    """Four hosts and a head, reached by the real ssh."""
-    with hosts_or_reason(4) as made:
-        if isinstance(made, str):
-            pytest.skip(made)
-        yield made
+    """A head and four nodes, reached by the real ssh."""
+    yield from hosts_or_skip()
 
 
 @pytest.fixture(scope="module")
 def slurm_hosts() -> Iterator[Hosts]:
     """The same, with Slurm on them."""
-    with hosts_or_reason(4, slurm=True) as made:
-        if isinstance(made, str):
-            pytest.skip(made)
-        yield made
+    yield from hosts_or_skip(slurm=True)
+
+
+@pytest.fixture
+def slurm(slurm_hosts: Hosts) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`slurm(argv, env={})`: a command on the head, where jobs are submitted."""
+
+    def call(argv: list[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return slurm_hosts.run(slurm_hosts.head, argv, env)
+
+    return call

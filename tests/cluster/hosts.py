@@ -16,7 +16,6 @@ runs a command (bash) on the head of four hosts.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import pwd
@@ -27,16 +26,18 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster import packages
 from cluster.namespaces import new_network, open_namespaces, popen_inside
+from cluster.packages import PATH, CannotMakeHosts
+from cluster.slurm_hosts import Slurm
 
 HEAD = "lwhead"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 REPOSITORY = Path(__file__).parents[2]
 FIRST_PROCESS = """
 set -e
@@ -49,7 +50,8 @@ mount -t tmpfs tmpfs /dev/shm
 mkdir /run/sshd /run/lock
 mount --bind "$folder/hosts" /etc/hosts
 mount --bind "$folder/$host/hostname" /etc/hostname
-mount --bind "$folder/$host/passwd" /etc/passwd
+mount --bind "$folder/passwd" /etc/passwd
+mount --bind "$folder/$host/home" "$folder/home"
 mount --bind "$folder/$host/boot_id" /proc/sys/kernel/random/boot_id
 if [ -e "$folder/ld.so.cache" ]; then
     mount --bind "$folder/ld.so.cache" /etc/ld.so.cache
@@ -75,28 +77,31 @@ class Process:
 class Hosts:
     """The hosts; they are there from `up` to `down`, or inside `with`.
 
-    nodes: how many beside the head, at most 240. folder: for their files, a new one of /tmp otherwise. gpus: where a folder
-    with a libnvidia-ml.so.1 is given, every host finds it as its driver; `set_gpus` says which GPUs a host has, none at first.
+    nodes: how many beside the head, at most 240. slurm: whether Slurm is up on them. gpus: whether each host finds a
+    libnvidia-ml.so.1 as its driver; `set_gpus` says which GPUs a host has, none at first. folder: for their files, a new one
+    in /tmp otherwise. CannotMakeHosts, from `up`, where this machine forbids namespaces or lacks what it takes.
     """
 
-    def __init__(self, nodes: int = 4, folder: Path | None = None, gpus: Path | None = None) -> None:
+    def __init__(self, nodes: int = 4, slurm: bool = False, gpus: bool = False, folder: Path | None = None) -> None:
         self.head = HEAD
         self.nodes = tuple(f"lwnode{number}" for number in range(1, nodes + 1))
         self.names = (self.head, *self.nodes)
         self.addresses = {HEAD: "10.77.0.1"} | {node: f"10.77.0.{10 + n}" for n, node in enumerate(self.nodes, 1)}
         self._made_folder = folder is None
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="llm-wizard-hosts-"))
+        self.folder = folder or _new_folder()
         self._gpus = gpus
         self._networks: dict[str, int] = {}
         self._first: dict[str, subprocess.Popen[bytes]] = {}
         self._namespaces: dict[str, dict[str, int]] = {}
         self._started: list[tuple[str, subprocess.Popen[Any]]] = []
-        self._before_ssh = _files(_machine_home() / ".ssh")
+        self._with_slurm = slurm
+        self._slurm: Slurm | None = None
 
     # From start to end ------------------------------------------------------------------------------------------------
 
     def up(self) -> None:
-        """Start them; they accept connections afterwards. RuntimeError with a host's own words where one does not start."""
+        """Start them; they accept connections afterwards. CannotMakeHosts, with a host's own words where one does not start."""
+        packages.install(packages.HOSTS | (packages.SLURM if self._with_slurm else {}))
         try:
             self._write_files()
             self._wire()
@@ -104,6 +109,8 @@ class Hosts:
                 self._start(host)
             for host in self.names:
                 self._wait_for_sshd(host)
+            if self._with_slurm:
+                self.slurm_up()
         except BaseException:
             self.down()
             raise
@@ -123,23 +130,25 @@ class Hosts:
         self.up()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.down()
 
     def kill_node(self, host: str) -> None:
         """SIGKILL to all its processes at once, sshd too, and none is left on return. Its address still answers a ping."""
         first = self._first[host]
-        if first.poll() is None:
-            os.kill(self._first_pid(host), signal.SIGKILL)
-        for _ in range(500):
+        # With the first process the kernel ends all others. unshare waits for it, and takes it along when it is killed itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._first_pid(host) or first.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while first.poll() is None:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{host} does not end: {self.processes(host)}")
             for where, process in self._started:
                 if where == host:
                     process.poll()  # the host ends only when each of its processes was waited for
-            if first.poll() is not None:
-                break
             time.sleep(0.01)
-        else:
-            raise RuntimeError(f"{host} does not end: {self.processes(host)}")
         del self._first[host]
         self._started = [(where, process) for where, process in self._started if where != host]
         for descriptor in self._namespaces.pop(host, {}).values():
@@ -152,19 +161,24 @@ class Hosts:
         (self.folder / host / "boot_id").write_text(f"{uuid.uuid4()}\n")
         self._start(host)
         self._wait_for_sshd(host)
+        if self._slurm:
+            self._slurm.start_on(host)
 
     # Commands and processes -------------------------------------------------------------------------------------------
 
     @property
     def env(self) -> dict[str, str]:
         """The environment of a command on the head: that of a login, this Python first, the wizard's home and modules."""
-        return self.login_env(HEAD) | {"LLM_WIZARD_HOME": str(self.folder / "wizard-home"), "PYTHONPATH": str(REPOSITORY)}
+        return self.login_env() | {
+            "LLM_WIZARD_HOME": str(self.folder / "wizard-home"),
+            "PYTHONPATH": str(REPOSITORY),
+        }
 
-    def login_env(self, host: str) -> dict[str, str]:
-        """What a login there has, with this Python first."""
+    def login_env(self) -> dict[str, str]:
+        """What a login on any host has, with this Python first."""
         return {
             "PATH": f"{Path(sys.executable).parent}:{PATH}",
-            "HOME": str(self.home(host)),
+            "HOME": str(self.folder / "home"),
             "USER": "root",
             "LOGNAME": "root",
             "SHELL": "/bin/bash",
@@ -173,7 +187,7 @@ class Hosts:
         }
 
     def home(self, host: str) -> Path:
-        """The home of its root, in /etc/passwd too: `~` of its ssh."""
+        """The home of its root, from outside. On every host it is at one path, $HOME and `~` of ssh, and another folder."""
         return self.folder / host / "home"
 
     def popen(
@@ -185,7 +199,7 @@ class Hosts:
         """
         if host not in self._namespaces:
             raise ProcessLookupError(errno.ESRCH, f"{host} is dead")
-        full = (self.env if host == HEAD else self.login_env(host)) | dict(env or {})
+        full = (self.env if host == HEAD else self.login_env()) | dict(env or {})
         words = [str(word) for word in argv]
         process = popen_inside(self._namespaces[host], words, env=full, **options)
         self._started = [(where, one) for where, one in self._started if one.returncode is None] + [(host, process)]
@@ -196,8 +210,8 @@ class Hosts:
         host: str,
         argv: Sequence[str | Path],
         env: Mapping[str, str] | None = None,
-        check: bool = True,
-        input: str | None = None,  # noqa: A002  the word of subprocess.run
+        check: bool = False,
+        input: str | None = None,
         timeout: float | None = 120,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
@@ -228,16 +242,28 @@ class Hosts:
                     continue
                 words = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
                 env = dict(word.split("=", 1) for word in words if "=" in word)
-                status = dict(line.split(":\t", 1) for line in (entry / "status").read_text().splitlines() if ":\t" in line)
-                if status["State"].startswith(("Z", "X")) or mark not in (None, env.get("LLM_WIZARD_RUN")):
+                status = dict(
+                    line.split(":\t", 1) for line in (entry / "status").read_text().splitlines() if ":\t" in line
+                )
+                if status["State"].startswith(("Z", "X")) or (
+                    mark is not None and env.get("LLM_WIZARD_RUN") != str(mark)
+                ):
                     continue
                 argv = tuple((entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1])
                 found.append(Process(int(status["NSpid"].split()[-1]), int(entry.name), argv, env))
         return sorted(found, key=lambda process: process.pid)
 
     def pids(self, host: str, mark: str | Path) -> list[int]:
-        """The processes there that carry the mark, as the host numbers them."""
-        return [process.pid for process in self.processes(host, mark)]
+        """The processes there that carry the mark, as this machine numbers them: for os.kill."""
+        return [process.machine_pid for process in self.processes(host, mark)]
+
+    def rank_pids(self, host: str, mark: str | Path) -> dict[int, int]:
+        """The ranks of a run there: their processes as this machine numbers them, by rank."""
+        found: dict[int, int] = {}
+        for process in self.processes(host, mark):  # in the order of their start: what a rank has started comes later
+            if process.env.get("RANK", "").isdigit():
+                found.setdefault(int(process.env["RANK"]), process.machine_pid)
+        return found
 
     # The network ------------------------------------------------------------------------------------------------------
 
@@ -262,6 +288,20 @@ class Hosts:
         for one in self.names:
             others = [host] if one != host else [other for other in self.names if other != host]
             self._ip(one, *(f"neigh del {self.addresses[other]} dev eth0" for other in others))
+
+    # Slurm ------------------------------------------------------------------------------------------------------------
+
+    def slurm_up(self) -> None:
+        """Slurm on these hosts: the head submits, partition `debug` has all nodes, each with 8 cores and 8 GPUs to Slurm's eyes."""
+        packages.install(packages.SLURM)
+        self._slurm = Slurm(self)
+        self._slurm.up()
+
+    def slurm_down(self) -> None:
+        """End Slurm's daemons and every job."""
+        if self._slurm:
+            self._slurm.down()
+            self._slurm = None
 
     # What else a node has ---------------------------------------------------------------------------------------------
 
@@ -292,11 +332,22 @@ class Hosts:
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         (self.folder / "sshd_config").write_text(
             "Port 22\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\nPidFile none\n"
-            f"SetEnv LANG=C.UTF-8\n"
+            "SetEnv LANG=C.UTF-8\n"
         )
         if self._gpus:
-            cache = ["ldconfig", "-C", str(self.folder / "ld.so.cache"), str(self._gpus)]
-            subprocess.run(cache, check=True, capture_output=True)
+            driver = self.folder / "driver"
+            driver.mkdir()
+            source = Path(__file__).with_name("fake_nvml.c")
+            state = '-DFAKE_NVML_FILE="/run/fake_nvml"'
+            compiler = ["cc", "-shared", "-fPIC", state, "-o", str(driver / "libnvidia-ml.so.1"), str(source)]
+            subprocess.run(compiler, check=True)
+            subprocess.run(
+                ["ldconfig", "-C", str(self.folder / "ld.so.cache"), str(driver)], check=True, capture_output=True
+            )
+        (self.folder / "home").mkdir()
+        others = [line for line in _lines("/etc/passwd") if not line.startswith("root:")]
+        root = f"root:x:0:0:root:{self.folder}/home:/bin/bash"
+        (self.folder / "passwd").write_text("\n".join([root, *others]) + "\n")
         key = self.folder / "id_ed25519"
         _make_key(key)
         for host in self.names:
@@ -305,7 +356,6 @@ class Hosts:
             (home / ".ssh").chmod(0o700)
             (folder / "hostname").write_text(f"{host}\n")
             (folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
-            (folder / "passwd").write_text(_passwd(home))
             _make_key(folder / "hostkey")
             for name in ("id_ed25519", "id_ed25519.pub"):
                 shutil.copy(key.with_name(name), home / ".ssh" / name)
@@ -343,7 +393,19 @@ class Hosts:
     def _start(self, host: str) -> None:
         """Its first process, which the kernel kills with us, and with it all others."""
         apart = ["--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--mount-proc"]
-        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", *apart, "sh", "-c", FIRST_PROCESS, "sh", host, str(self.folder)]
+        argv = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            *apart,
+            "sh",
+            "-c",
+            FIRST_PROCESS,
+            "sh",
+            host,
+            str(self.folder),
+        ]
         with (self.folder / host / "log").open("ab") as log:
             self._first[host] = popen_inside(
                 {"net": self._networks[host]},
@@ -356,25 +418,38 @@ class Hosts:
                 start_new_session=True,
             )
 
-    def _first_pid(self, host: str) -> int:
-        """Its first process as this machine numbers it; ProcessLookupError before it is there."""
+    def _first_pid(self, host: str) -> int | None:
+        """Its first process as this machine numbers it; None before it is there and after it has ended."""
         outer = self._first[host].pid
-        children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
-        if not children:
-            raise ProcessLookupError(errno.ESRCH, f"{host} has no process")
-        return int(children[0])
+        with contextlib.suppress(OSError):
+            for child in Path(f"/proc/{outer}/task/{outer}/children").read_text().split():
+                return int(child)
+        return None
 
     def _wait_for_sshd(self, host: str) -> None:
-        for _ in range(2000):
-            with contextlib.suppress(OSError):
-                pid = self._first_pid(host)
-                if any(line.split()[1::2][:2] == ["00000000:0016", "0A"] for line in _lines(f"/proc/{pid}/net/tcp")):
-                    self._namespaces[host] = open_namespaces(pid)
-                    return
-            if self._first[host].poll() is not None:
-                break
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self._first[host].poll() is None:
+            pid = self._first_pid(host)
+            if pid is not None and _listens_on_22(pid):
+                self._namespaces[host] = open_namespaces(pid)
+                return
             time.sleep(0.005)
-        raise RuntimeError(f"{host} does not start: {(self.folder / host / 'log').read_text()}")
+        raise CannotMakeHosts(f"{host} does not start: {(self.folder / host / 'log').read_text()}")
+
+
+def _listens_on_22(pid: int) -> bool:
+    """Whether that happens in a process's network, by /proc/net/tcp: 16 is 22, state 0A is LISTEN (proc(5))."""
+    with contextlib.suppress(OSError):
+        return any(line.split()[1:4:2] == ["00000000:0016", "0A"] for line in _lines(f"/proc/{pid}/net/tcp"))
+    return False
+
+
+def _new_folder() -> Path:
+    """One named after this process; those of sessions that were killed are removed."""
+    for left in Path(tempfile.gettempdir()).glob("llm-wizard-hosts-of-*-*"):
+        if not Path("/proc", left.name.split("-")[4]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"llm-wizard-hosts-of-{os.getpid()}-"))
 
 
 def _lines(path: str) -> list[str]:
@@ -394,10 +469,19 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _passwd(home: Path) -> str:
-    """This machine's accounts, root with a home of the host's and bash."""
-    others = [line for line in _lines("/etc/passwd") if not line.startswith("root:")]
-    return "\n".join([f"root:x:0:0:root:{home}:/bin/bash", *others]) + "\n"
+def hosts_or_skip(nodes: int = 4, **options: Any) -> Iterator[Hosts]:
+    """For a fixture: `yield from hosts_or_skip()`; skips, with the reason, where this machine can have no hosts."""
+    import pytest  # not needed by a script that uses the hosts
+
+    hosts = Hosts(nodes, **options)
+    try:
+        hosts.up()
+    except CannotMakeHosts as error:
+        pytest.skip(str(error))
+    try:
+        yield hosts
+    finally:
+        hosts.down()
 
 
 def main() -> int:

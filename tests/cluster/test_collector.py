@@ -119,7 +119,6 @@ def test_one_that_comes_and_goes_is_believed_later_each_time(monkeypatch: pytest
         stream = AgentStream(node("unused"), sink, selector)
         for _ in range(4):
             stream._tell("no contact", "")
-            stream._failures += 1
             stream._is_quiet = True
             stream._is_heard(0.0)
             stream._is_heard(2.5)

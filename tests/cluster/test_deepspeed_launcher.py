@@ -41,13 +41,13 @@ while not (run / "finish").exists():
 """
 DRIVER = """
 import json, os, pathlib, sys
+from core.cluster.contact import Limits
 from core.cluster.deepspeed_launcher import DeepSpeedProcess
 from core.cluster.reach import SshReach
 from core.cluster.survey import NodeFacts
 from core.files import read_json
 from core.runs.directory import RunDirectory
 run = RunDirectory(pathlib.Path(sys.argv[1]))
-(run.root / "driver").write_text(str(os.getpid()))
 asked = read_json(run.root / "asked.json")
 nodes = list(asked["addresses"])
 facts = {
@@ -58,7 +58,8 @@ said = (run.root / "events").open("a", buffering=1)
 event = lambda kind, **values: said.write(json.dumps({"kind": kind, **values}) + "\\n")
 with run.log("pretrain").open("ab", buffering=0) as log:
     process = DeepSpeedProcess.start(
-        asked["stage"], asked["env"], run, facts, nodes, SshReach(), 10, log, event, python=sys.executable
+        asked["stage"], asked["env"], run, facts, nodes, SshReach(), 10, log, event, python=sys.executable,
+        limits=Limits(back_within=6.0, silence=7.0, lost_grace=1.0, safe_again=11.0),
     )
     stopped = False
     while (code := process.pump(0.1)) is None:
@@ -161,7 +162,7 @@ class Started:
             "cwd": str(run.root),
             "derived": {"processes_on_node": 2},
         }
-        addresses = {node: hosts.address(node) for node in self.nodes}
+        addresses = {node: hosts.addresses[node] for node in self.nodes}
         ours = {"DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1", "WANDB_API_KEY": "secret-" * 6, **env}
         write_json(run.root / "asked.json", {"stage": stage, "env": ours, "addresses": addresses})
         # What `pkill -f` of the launcher would end as well: its pattern stands in this command line.
@@ -175,9 +176,8 @@ class Started:
         assert all(path.exists() for path in paths), self.log()
         return [json.loads(path.read_text()) for path in paths]
 
-    def signal(self, what: str, name: str) -> None:
-        """To the "launcher" or the "driver", by the pid that it has on the head."""
-        self.hosts.run(self.hosts.head, ["kill", f"-{name}", (self.run.root / what).read_text()])
+    def signal_launcher(self, name: str) -> None:
+        self.hosts.run(self.hosts.head, ["kill", f"-{name}", (self.run.root / "launcher").read_text()])
 
     def do(self, name: str) -> None:
         (self.run.root / name).touch()
@@ -199,10 +199,9 @@ class Started:
         return all(other.poll() is None for other in self.others)
 
     def close(self) -> None:
-        if self.driver.poll() is None:
-            self.signal("driver", "KILL")
+        self.driver.kill()
         for node in self.nodes:  # just what deepspeed's launcher would do
-            self.hosts.run(node, ["pkill", "-f", "--", OTHERS])
+            self.hosts.run(node, ["pkill", "-f", "--", OTHERS], check=False)
         wait_for(lambda: self.left() == [], 60)
         for process in (self.driver, *self.others):
             process.wait(20)
@@ -245,7 +244,7 @@ def test_ranks_run_on_all_nodes_with_what_they_were_given_and_no_more(
         assert "WANDB_API_KEY" not in rank["env"]
     assert not any(b"secret-secret" in line for line in lines)
     assert not list(tmp_path.rglob("X"))
-    assert not (Path.home() / ".deepspeed_env").exists()
+    assert not any((started.hosts.home(host) / ".deepspeed_env").exists() for host in started.hosts.names)
     assert f"{started.nodes[1]}: rank 3 is at work" in started.log()
     assert started.left() == []
     assert started.others_live()
@@ -255,6 +254,7 @@ def test_ranks_run_on_all_nodes_with_what_they_were_given_and_no_more(
 def test_a_stop_lets_every_rank_save_and_touches_no_other_run(start: Callable[..., Started]) -> None:
     started = start()
     started.wait_for_ranks()
+    time.sleep(2)  # a guard looks for ranks every second
     started.do("stacks")
     wait_for(lambda: all((started.run.root / f"stack-{rank}").exists() for rank in range(4)))
     started.do("stop")
@@ -269,6 +269,7 @@ def test_a_stop_lets_every_rank_save_and_touches_no_other_run(start: Callable[..
 def test_a_rank_that_dies_is_named_and_the_others_end(start: Callable[..., Started]) -> None:
     started = start()
     started.wait_for_ranks()
+    time.sleep(2)  # a guard looks for ranks every second
     started.do("die-2")
     end = started.end()
     assert end["code"] == 3
@@ -294,9 +295,9 @@ def test_neither_signals_to_the_launcher_nor_the_supervisors_death_end_another_r
     started = start()
     started.wait_for_ranks()
     for name in ("INT", "TERM", "TERM"):
-        started.signal("launcher", name)
+        started.signal_launcher(name)
     time.sleep(2)
     assert started.driver.poll() is None
-    started.signal("driver", "KILL")
+    started.driver.kill()
     wait_for(lambda: started.left() == [], 60)
     assert started.others_live()

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from scripted_runs import Scripted, wait_for
 
+from core.cluster.slurm_script import IN_JOB
 from core.files import read_json, write_json
 from core.runs.directory import RunDirectory
+from core.runs.lock import take_lock
 
 CALL = """
 import json, sys
@@ -69,6 +71,12 @@ def wait_for_status(on_head: Callable[..., Any], run: RunDirectory, state: str, 
     return document
 
 
+def start_now(slurm: Any, job: str) -> None:
+    """Once a job waits in the queue: Slurm itself would wait for two minutes before it starts one again."""
+    wait_for(lambda: "PENDING" in slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).stdout)
+    slurm(["scontrol", "update", f"jobid={job}", "starttime=now"])
+
+
 def test_a_submitted_run_saves_at_its_time_limit_and_goes_on_after_the_requeue(
     scripted: Scripted, slurm: Any, on_head: Callable[..., Any]
 ) -> None:
@@ -78,7 +86,7 @@ def test_a_submitted_run_saves_at_its_time_limit_and_goes_on_after_the_requeue(
     status = wait_for_status(on_head, run, "queued")
     assert status["job"] == job
     assert status["stages"]["tokenizer"]["state"] == "stopped"
-    slurm(["scontrol", "update", f"jobid={job}", "starttime=now"])  # Slurm itself would wait for two minutes
+    start_now(slurm, job)
     status = wait_for_status(on_head, run, "done")
     assert status["stages"]["tokenizer"]["attempt"] == 2
     events = [json.loads(line) for line in run.events.read_text().splitlines()]
@@ -95,19 +103,15 @@ def test_time_limits_without_progress_end_in_a_failure_that_says_so(
     run = scripted(tokenizer=STEPS)
     (run.root / "never_ends").touch()
     job = on_head(SUBMIT, run)
-    for limits in range(1, 4):
-        slurm(["scontrol", "update", f"jobid={job}", "starttime=now"])
-        wait_for(lambda: '"running"' in run.state.read_text() if run.state.exists() else False)
+    for limit in range(1, 4):
+        if limit > 1:
+            wait_for_status(on_head, run, "queued")
+            start_now(slurm, job)
         wait_for(
-            lambda n=limits: (
-                run.log("tokenizer").read_text().count("at work") == n if run.log("tokenizer").exists() else False
-            )
+            lambda n=limit: run.log("tokenizer").exists() and run.log("tokenizer").read_text().count("at work") == n
         )
         slurm(["scancel", "--batch", "--signal=USR1", job])
-        wait_for(lambda n=limits: (run.root / "saved").exists() and (run.root / "saved").read_text().count("\n") == n)
-        if limits < 3:
-            wait_for_status(on_head, run, "queued")
-            wait_for(lambda: "PENDING" in slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).stdout)
+        wait_for(lambda n=limit: (run.root / "saved").exists() and (run.root / "saved").read_text().count("\n") == n)
     document = wait_for_status(on_head, run, "failed")
     assert "time limit came 3 times without a new checkpoint" in document["error"]
 
@@ -212,3 +216,16 @@ def test_where_there_is_no_slurm_the_error_says_what_to_do(tmp_path: Path, scrip
     )
     assert json.loads(done.stdout)["state"] == "queued"
     assert "squeue is not on PATH" in json.loads(done.stdout)["reason"]
+
+
+def test_a_job_started_again_waits_for_the_lock_of_the_supervisor_before_it(scripted: Scripted) -> None:
+    run = scripted(tokenizer="done()")
+    lock = take_lock(run)
+    process = subprocess.Popen(
+        [sys.executable, str(run.code / "supervise.py"), str(run.root)], env={**os.environ, IN_JOB: "1"}
+    )
+    time.sleep(1)
+    assert process.poll() is None
+    assert not run.state.exists()
+    os.close(lock)
+    assert process.wait(30) == 0

@@ -56,7 +56,7 @@ def test_a_value_that_is_more_than_a_value_is_refused(values: dict[str, Any]) ->
 def test_a_whole_option_that_the_run_rests_on_is_refused_with_the_reason() -> None:
     with pytest.raises(ValidationError, match="--signal is set by llm-wizard"):
         SlurmSection(extra=["--signal=TERM@10"])
-    with pytest.raises(ValidationError, match=r"cluster\.slurm\.gpus_per_node"):
+    with pytest.raises(ValidationError, match=r"slurm\.gpus_per_node"):
         SlurmSection(extra=["--gpus-per-node=8"])
 
 

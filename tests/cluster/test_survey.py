@@ -406,3 +406,153 @@ def test_of_many_nodes_that_are_wrong_five_are_named() -> None:
     text = refusal([facts(name, not_shared="there is no such folder") for name in names])
     assert "n4 (there is no such folder) and 7 more" in text
     assert "n5" not in text
+
+
+# --- over the real ssh
+
+
+ON_HEAD = """
+import dataclasses, json, sys
+from pathlib import Path
+from core.cluster.inventory import inventory_of
+from core.cluster.reach import SshReach
+from core.cluster.survey import check_nodes, node_here, survey
+from core.errors import StageError
+asked = json.loads(sys.argv[1])
+hostfile = Path(asked["hostfile"]) if asked["hostfile"] else None
+inventory = inventory_of(asked["nodes"], hostfile, "ssh", {})
+answers = survey(inventory.nodes, SshReach(), asked["python"], Path(asked["folder"]), asked["interface"])
+refusal = ""
+try:
+    check_nodes(inventory, answers.facts, asked["processes"], answers.errors)
+except StageError as error:
+    refusal = str(error)
+facts = {name: dataclasses.asdict(one) for name, one in answers.facts.items()}
+print(json.dumps({"facts": facts, "errors": answers.errors, "refusal": refusal, "here": node_here(answers.facts)}))
+"""
+
+
+@dataclass
+class Cluster:
+    """The hosts, with a training Python that is another one, and GPUs that are others, where a file of the host's name says so."""
+
+    hosts: Any
+    folder: Path
+    nvml: Path
+
+    def __post_init__(self) -> None:
+        self.runs = self.folder / "runs"
+        self.runs.mkdir()
+        self.python = self.folder / "python"
+        self.python.write_text(
+            f"#!/bin/sh\nhere={self.folder}/$(uname -n)\npython={sys.executable}\n"
+            '[ ! -e "$here.python" ] || python=$(cat "$here.python")\n'
+            f'[ ! -e "$here.gpus" ] || export LD_LIBRARY_PATH={self.nvml} FAKE_NVML_FILE="$here.gpus"\n'
+            'exec "$python" "$@"\n'
+        )
+        self.python.chmod(0o755)
+
+    def __call__(self, nodes: str = "", hostfile: str = "", **changes: Any) -> Any:
+        asked = {"nodes": nodes, "hostfile": hostfile, "python": str(self.python), "folder": str(self.runs)}
+        asked |= {"interface": "", "processes": None} | changes
+        done = self.hosts.run(self.hosts.head, [sys.executable, "-c", ON_HEAD, json.dumps(asked)])
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def gpus(self, node: str, count: int) -> None:
+        (self.folder / f"{node}.gpus").write_text("".join(HEALTHY.splitlines(keepends=True)[:count]))
+
+
+@pytest.fixture
+def cluster(hosts: Any, tmp_path: Path, nvml_folder: Path) -> Cluster:
+    return Cluster(hosts, tmp_path, nvml_folder)
+
+
+def test_hosts_say_over_ssh_by_which_interface_their_peers_reach_them(cluster: Cluster) -> None:
+    found = cluster("lwnode[1-4]")
+    assert (found["errors"], found["refusal"], found["here"]) == ({}, "", None)
+    facts = found["facts"]
+    assert {name: (one["host"], one["address"], one["interface"]) for name, one in facts.items()} == {
+        f"lwnode{number}": (f"lwnode{number}", f"10.77.0.1{number}", "eth0") for number in range(1, 5)
+    }
+    assert len({one["machine"] for one in facts.values()}) == 4
+    assert cluster("lwnode1,lwhead")["here"] == "lwhead", "the head may be a node"
+    assert "lwnode1 (no interface ib0 with" in cluster("lwnode[1-2]", interface="ib0")["refusal"]
+    assert list(cluster.runs.iterdir()) == []
+
+
+def test_two_names_for_one_host_are_refused_with_both(cluster: Cluster) -> None:
+    found = cluster("lwnode1,lwnode2,10.77.0.11")
+    assert "lwnode1 and 10.77.0.11 are one machine, lwnode1" in found["refusal"]
+
+
+def test_a_host_that_is_down_is_refused_with_its_name_and_the_words_of_ssh(cluster: Cluster) -> None:
+    cluster.hosts.kill_node("lwnode3")
+    try:
+        found = cluster("lwnode[1-4]")
+    finally:
+        cluster.hosts.revive("lwnode3")
+    words = "ssh: connect to host lwnode3 port 22: Connection refused"
+    assert found["errors"] == {"lwnode3": words}
+    assert list(found["facts"]) == ["lwnode1", "lwnode2", "lwnode4"]
+    assert f"no answer from lwnode3 ({words})" in found["refusal"]
+
+
+def test_slots_of_a_hostfile_are_held_against_the_gpus_of_each_host(cluster: Cluster) -> None:
+    for node in ("lwnode1", "lwnode2"):
+        cluster.gpus(node, 8)
+    hostfile = cluster.folder / "hostfile"
+    hostfile.write_text("lwnode1 slots=8\nlwnode2 slots=8\n")
+    found = cluster(hostfile=str(hostfile), processes=8)
+    assert found["refusal"] == ""
+    assert [len(one["gpus"]) for one in found["facts"].values()] == [8, 8]
+    cluster.gpus("lwnode2", 4)
+    refusal = cluster(hostfile=str(hostfile), processes=8)["refusal"]
+    assert f"fewer GPUs than slots in the hostfile {hostfile}: lwnode2 has 4, not 8" in refusal
+
+
+def test_a_folder_that_a_host_does_not_share_is_named_with_the_host(cluster: Cluster) -> None:
+    cluster.hosts.run("lwnode2", ["mount", "-t", "tmpfs", "none", str(cluster.runs)])
+    try:
+        found = cluster("lwnode[1-3]")
+    finally:
+        cluster.hosts.run("lwnode2", ["umount", str(cluster.runs)])
+    assert "the runs folder is not shared with lwnode2 (a file that the head writes" in found["refusal"]
+    assert "lwnode1" not in found["refusal"]
+
+
+def test_another_python_and_one_that_is_not_there_are_named_with_the_host(cluster: Cluster) -> None:
+    (cluster.folder / "lwnode2.python").write_text("/nowhere/python")
+    errors = cluster("lwnode[1-3]")["errors"]
+    assert list(errors) == ["lwnode2"]
+    assert "/nowhere/python: not found" in errors["lwnode2"]
+    versions = Path(pwd.getpwuid(os.getuid()).pw_dir, ".pyenv/versions")
+    own = ".".join(map(str, sys.version_info[:2]))
+    others = [one for one in sorted(versions.glob("3.[89].*/bin/python")) if not one.parts[-3].startswith(f"{own}.")]
+    if not others:
+        pytest.skip("there is one Python here")
+    (cluster.folder / "lwnode2.python").write_text(str(others[0]))
+    refusal = cluster("lwnode[1-3]")["refusal"]
+    assert f"another Python on some nodes: lwnode2 has {others[0].parts[-3]}, the others {own}" in refusal
+
+
+IN_JOB = """
+import json, os, sys
+from pathlib import Path
+from core.cluster.inventory import inventory_of
+from core.cluster.reach import reach_of
+from core.cluster.survey import check_nodes, survey
+inventory = inventory_of("", None, "auto", os.environ)
+answers = survey(inventory.nodes, reach_of("slurm", os.environ), sys.executable, Path(sys.argv[1]))
+check_nodes(inventory, answers.facts, None, answers.errors)
+print(json.dumps([inventory.source, list(inventory.nodes), [one.host for one in answers.facts.values()]]))
+"""
+
+
+def test_the_nodes_of_a_slurm_job_are_found_and_asked_by_srun(slurm_hosts: Any, tmp_path: Path) -> None:
+    wanted = ["salloc", "--quiet", "--nodelist=lwnode[2-4]", "--nodes=3"]
+    done = slurm_hosts.run(slurm_hosts.head, [*wanted, sys.executable, "-c", IN_JOB, str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    source, nodes, names = json.loads(done.stdout)
+    assert source.startswith("Slurm job ")
+    assert nodes == names == ["lwnode2", "lwnode3", "lwnode4"]

@@ -36,7 +36,7 @@ def test_what_decides_the_weights_changes_the_config_hash(changes: dict[str, Any
 
 @pytest.mark.parametrize(
     "change",
-    [{"save_interval": 5}, {"keep_checkpoints": 3}, {"compile": "off"}, {"micro_batch": 4}, {"valid_interval": 7}],
+    [{"save_interval": 5}, {"keep_checkpoints": 3}, {"compile": "off"}, {"micro_batch": 4}, {"global_batch": 255}],
     ids=str,
 )
 def test_what_may_change_between_two_attempts_does_not(change: dict[str, Any]) -> None:
