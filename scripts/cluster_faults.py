@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from cluster.hosts import Hosts  # noqa: E402
-from cluster_parity import SETTINGS, write_corpus  # noqa: E402
+from cluster_parity import KERNELS, SETTINGS, write_corpus  # noqa: E402
 
 AWAY_S = 60.0
 EXPECTED = {"rank": {"rank"}, "node": {"node"}, "link": {"link"}, "packets": {"link"}}
@@ -68,7 +68,7 @@ class Training:
 
     def verb(self, *words: str) -> None:
         argv = [sys.executable, "-m", "core.cli", *words, "--runs-dir", str(self.run.parent)]
-        done = self.hosts.run(self.hosts.head, argv, cwd=self.folder)
+        done = self.hosts.run(self.hosts.head, argv, KERNELS, cwd=self.folder)
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stdout}{done.stderr}")
 

@@ -31,6 +31,14 @@ SETTINGS = (
 )  # fmt: skip
 
 
+KERNELS = {
+    "TORCH_EXTENSIONS_DIR": str(
+        Path.home() / f".cache/torch_extensions/py{sys.version_info.major}{sys.version_info.minor}_cpu"
+    )
+}
+"""Where DeepSpeed keeps what it compiles at its first start, for a minute: each host has a home of its own."""
+
+
 def write_corpus(path: Path) -> None:
     chosen = random.Random(1)
     words = ["".join(chosen.choices("abcdefghijklmnop", k=chosen.randint(2, 7))) for _ in range(400)]
@@ -87,7 +95,7 @@ def main() -> int:
             for launcher in ("local", *options.launchers):
                 run, began = folder / "runs" / f"{launcher}{nodes}", time.monotonic()
                 argv = command(launcher, nodes, folder / "runs", folder / "corpus.jsonl", hosts)
-                done = hosts.run(hosts.head, argv, cwd=folder, timeout=None)
+                done = hosts.run(hosts.head, argv, KERNELS, cwd=folder, timeout=None)
                 if launcher == "submit" and done.returncode == 0:
                     while (document := read_json(run / "state.json") if (run / "state.json").exists() else {}).get(
                         "state"

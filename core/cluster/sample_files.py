@@ -28,7 +28,9 @@ if TYPE_CHECKING:  # screens read what is written here; they start no agents
 
 RING_BYTES = 4 << 20
 HISTORY_BYTES = 16 << 20
-"""About six days of a node with eight GPUs before the first thinning (docs/measurements.md)."""
+"""A week or more of a node with eight GPUs before its first thinning (docs/measurements.md)."""
+THIN_EVERY_S = 10.0
+"""One thinning takes up to a second, and the histories of all nodes get full at the same time."""
 HISTORY_S = 60.0
 
 
@@ -66,6 +68,7 @@ class SampleFiles:
         self._event = event
         self._minutes: dict[str, Minute] = {}
         self._failing = False
+        self._thinned_at = 0.0
 
     def sample(self, host: str, sample: Mapping[str, Any]) -> None:
         """Take one sample of the node agent."""
@@ -99,9 +102,13 @@ class SampleFiles:
 
     def _append_history(self, stem: str, minute: Minute) -> None:
         path = history_path(self._run, stem)
-        self._append(path, minute.mean())
-        with contextlib.suppress(OSError):  # in a minute again; that the disk is full is said where lines are appended
+        means = minute.mean()
+        self._append(path, means)
+        if abs(means["time"] - self._thinned_at) < THIN_EVERY_S:
+            return
+        with contextlib.suppress(OSError):  # later again; that the disk is full is said where lines are appended
             if path.stat().st_size > HISTORY_BYTES:
+                self._thinned_at = means["time"]
                 thin(path, HISTORY_BYTES)
 
     def _append(self, path: Path, document: Mapping[str, Any], old: Path | None = None) -> None:

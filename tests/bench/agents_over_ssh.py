@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 import orjson  # noqa: E402
-from hosts import Hosts  # noqa: E402
+from cluster.hosts import Hosts  # noqa: E402
 
 from core.cluster.samples import NodeSamples  # noqa: E402
 from core.runs.directory import RunDirectory  # noqa: E402

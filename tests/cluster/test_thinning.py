@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,25 @@ def test_a_history_stays_within_its_limit_and_reaches_back_to_its_first_minute(
     total = sum(one["cpu"] * one["samples"] for one in lines)
     assert total == pytest.approx(2 * sum(range(minutes)), rel=1e-4), "means of means are means"
     assert NodeSamples(run).history("n", 10 * minutes)[0]["time"] == lines[0]["time"], "readers find it all"
+
+
+def test_histories_that_are_full_at_the_same_time_are_thinned_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_files, "HISTORY_BYTES", 40_000)
+    run = RunDirectory(tmp_path)
+    written = SampleFiles(run, lambda kind, **values: None)
+    thinned: list[tuple[float, str]] = []
+    now = 0.0
+    monkeypatch.setattr(sample_files, "thin", lambda path, limit: (thinned.append((now, path.name)), thin(path, limit)))
+    nodes = [f"n{number}" for number in range(20)]
+    for second in range(0, 120 * 60, 30):
+        for number, node in enumerate(nodes):
+            now = second + number / 10
+            written.sample(node, {**SAMPLE, "time": now})
+    times = [at for at, _ in thinned]
+    assert {name for _, name in thinned} == {f"{node}.history.jsonl" for node in nodes}
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= sample_files.THIN_EVERY_S
 
 
 def test_two_minutes_become_one_line_with_their_weighted_means_and_the_higher_temperature() -> None:
