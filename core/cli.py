@@ -139,9 +139,7 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     monitor.add_argument(
         "--nodes", metavar="A,B[1-9]", default="", help="these nodes, over ssh; inside a Slurm job its own"
     )
-    monitor.add_argument(
-        "--python", metavar="PATH", default="python3", help="a Python of the nodes, 3.8 or newer (python3)"
-    )
+    monitor.add_argument("--python", metavar="PATH", help="a Python of the nodes, 3.8 or newer; this one when not given")
 
     for verb in (run, plan, status, presets, resume, monitor):
         verb.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
@@ -389,7 +387,8 @@ def _monitor(options: argparse.Namespace) -> int:
 
     if options.nodes and options.hostfile:
         raise InputError("give --nodes or --hostfile, not both")
-    document = monitor(watched_nodes(options.nodes, options.hostfile, options.python), options.once, options.json)
+    nodes = watched_nodes(options.nodes, options.hostfile, options.python or sys.executable)
+    document = monitor(nodes, options.once, options.json)
     if document is not None:
         _print_json(document)
     return ExitCode.DONE

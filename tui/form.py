@@ -93,8 +93,13 @@ class FieldSpec:
 AUTOMATIC, NOT_SET = tr_later("automatic"), tr_later("not set")
 _AUTOMATIC = (
     "cluster.python",
+    "cluster.nodes",
+    "cluster.hostfile",
     "cluster.processes",
     "cluster.threads",
+    "cluster.interface",
+    "cluster.restarts",
+    "cluster.hang_timeout",
     "tokenizer.files",
     "model.kv_heads",
     "model.ffn_size",
@@ -150,6 +155,7 @@ STEPS = (
     Step("upload-pretrained", tr_later("Publishing"), "upload-pretrained", ("upload_pretrained",)),
     Step("finetune", tr_later("Fine-tuning"), "finetune", ("finetune",)),
     Step("upload-finetuned", tr_later("Publishing chat"), "upload-finetuned", ("upload_finetuned",)),
+    Step("slurm", tr_later("Slurm job"), "pretrain", ("slurm",)),
 )
 """In the order of the walk; the section "" holds the keys at the top of a preset."""
 
@@ -181,6 +187,9 @@ _KEYS_OF_UNIT: Mapping[str, tuple[str, ...]] = {
     tr_later("lines"): ("tokenizer.input_sentence_size", "tokenizer.held_out_lines"),
     tr_later("bytes"): ("tokenizer.max_sentence_length",),
     tr_later("processes"): ("cluster.processes", "data.workers"),
+    tr_later("minutes"): ("cluster.hang_timeout", "cluster.node_wait"),
+    tr_later("nodes"): ("slurm.nodes", "finetune.nodes"),
+    tr_later("seconds"): ("slurm.signal_before",),
     tr_later("threads"): ("cluster.threads", "tokenizer.num_threads"),
 }
 """The sections carry no units; a number that is not here has none: a rate, a share, or a count of what its key says."""

@@ -211,4 +211,4 @@ class NodeLauncher:
         if not facts.interface:
             return {}
         own = {"NCCL_SOCKET_IFNAME": f"={facts.interface}", "GLOO_SOCKET_IFNAME": facts.interface}
-        return {name: value for name, value in own.items() if name not in self.cluster.env}
+        return {name: value for name, value in own.items() if name not in self.cluster.variables()}

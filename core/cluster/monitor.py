@@ -117,7 +117,7 @@ def monitor(nodes: Sequence[Node], once: bool, as_json: bool, out: TextIO = sys.
             more = f"; and {len(reasons) - BLOCKS} more" if len(reasons) > BLOCKS else ""
             raise StageError(
                 f"no node could be looked at: {plain('; '.join(reasons[:BLOCKS]))}{more}",
-                "`llm-wizard doctor` says more, with the same --nodes or --hostfile",
+                "--python PATH names a Python that the nodes have; `llm-wizard doctor` says more, with the same --nodes or --hostfile",
             )
         if as_json:
             return {"schema_version": 1, "nodes": [document(view) for view in views]}

@@ -8,32 +8,28 @@ SAFE_AGAIN_S after `last_contact`.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import selectors
-import subprocess
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from io import FileIO
 
-from core.cluster.contact import SAFE_AGAIN_S, Contact, Limits, Message, end_client
-from core.cluster.reach import Reach, client_environment, piped_program, piped_python
-from core.cluster.sweep import AT_ONCE, STARTER, sweep
+from core.cluster.contact import SAFE_AGAIN_S, Contact, Limits, Message
+from core.cluster.node_stream import NodeStart, NodeStream
+from core.cluster.reach import Reach, checked_node
+from core.cluster.sweep import AT_ONCE, sweep
 from core.cluster.trouble import Sign, Silent, how, how_work_ended, judge, look_at
 from core.exit_codes import ExitCode
-from core.runs.masking import Masker
-from core.runs.process import Trouble, end_with_parent, write_if_possible
+from core.runs.process import Trouble
 from core.text.plain import plain
 
 __all__ = ["SAFE_AGAIN_S", "NodeStart", "NodesProcess", "sweep"]
 
-PASSED = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "XDG_RUNTIME_DIR")
-"""What the ranks get of their own node's login. All else is set by the head: no node differs by its user's profile."""
-PASSED_BY_SLURM = (*PASSED, "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
-LONGEST_LINE = 1 << 16
+PASSED = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "XDG_RUNTIME_DIR", "CUDA_VISIBLE_DEVICES")
+"""What the ranks get of their own node's login: the GPUs that the survey counted there are those it leaves visible. All else is
+set by the head: no node differs by its user's profile."""
+PASSED_BY_SLURM = (*PASSED, "SLURM_JOB_ID")
 SWEEP_S = 6.0
 """At least for a sweep to get to a node that was given up: ssh itself gives up after 5 s."""
 LINGER_S = 1.0
@@ -41,53 +37,15 @@ LINGER_S = 1.0
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+")
 
 
-@dataclass(frozen=True)
-class NodeStart:
-    """What runs on one node. `env` is all that its processes get, but for what PASSED names."""
-
-    node: str
-    argv: Sequence[str]
-    env: Mapping[str, str]
-
-
-@dataclass
-class _Node:
-    """One node and its connection."""
-
-    start: NodeStart
-    masker: Masker = field(default_factory=Masker)
-    line: bytes = b""
-    client: subprocess.Popen[bytes] | None = None
-    output_closed: bool = False
-    opened_at: float = 0.0
-    heard: bool = False
-    started: bool = False
-    """Told to start; not before all nodes are there."""
-    address: tuple[str, int] | None = None
-    pid: int | None = None
-    code: int | None = None
-    """How the launcher there ended."""
-    words: deque[str] = field(default_factory=lambda: deque(maxlen=4))
-    looking: bool = False
-    silence: Trouble | None = None
-    """Named while it is not heard."""
-    last_word_at: float | None = None
-    """When it proved, or failed to prove, that nothing is left."""
-    lost: bool = False
-    proof: int | None = None
-    over: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.start.node
-
-
 class NodesProcess:
     """One stage on several nodes, in the order of their ranks. `pump` it until it returns an exit code.
 
     `python` is the training Python, at this path on every node; `mark` the run directory that all processes carry; `grace`
     seconds at most between SIGTERM and SIGKILL when the stage has failed. Events: "trouble" (trouble, node, rank, text, after:
-    seconds since the node was last heard), "link-back" (node, after), "warning" (text).
+    seconds since the node was last heard), "link-back" (node), "warning" (text).
+
+    Raises:
+        InputError: a name that is none of a host.
     """
 
     def __init__(
@@ -103,13 +61,13 @@ class NodesProcess:
         python: str,
         limits: Limits | None = None,
     ) -> None:
+        for start in nodes:
+            checked_node(start.node)
         self.troubles: list[Trouble] = []
         self._reach = reach
-        self._nodes = {start.node: _Node(start) for start in nodes}
         self._limits = limits or Limits()
         self._cwd, self._mark, self._python = cwd, mark, python
         self._grace = min(grace, self._limits.fail_grace)
-        self._log = log
         self._event = event
         self._signs: list[Sign] = []
         self._maybe: list[Sign] = []
@@ -121,7 +79,8 @@ class NodesProcess:
         self._result: int | None = None
         self._contact = Contact()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._contact.news_descriptor, selectors.EVENT_READ)
+        self._selector.register(self._contact.news_descriptor, selectors.EVENT_READ, lambda: None)
+        self._nodes = {start.node: NodeStream(start, log, self._selector, self._contact) for start in nodes}
         self._open_more()
 
     # --- What the supervisor calls
@@ -152,10 +111,8 @@ class NodesProcess:
         if self._result is not None:
             return self._result
         self._open_more()
-        ready = self._selector.select(timeout)
-        for key, _ in ready:
-            if isinstance(key.data, _Node):
-                self._read(key.data)
+        for key, _ in self._selector.select(timeout):
+            key.data()
         for message in self._contact.news():
             self._hear(message)
         now = time.monotonic()
@@ -192,90 +149,26 @@ class NodesProcess:
         for node in self._nodes.values():
             if node.started:
                 self._contact.say(node.name, word)
-            elif not node.over:
-                self._finish(node, 0)
-
-    # --- Streams
+            else:
+                node.finish(0)
 
     def _open_more(self) -> None:
-        opening = sum(node.client is not None and not node.heard and not node.over for node in self._nodes.values())
-        for node in self._nodes.values():
-            if node.client is None and not node.over and opening < AT_ONCE:
-                self._open(node)
-                opening += 1
-
-    def _open(self, node: _Node) -> None:
-        node.opened_at = time.monotonic()
-        config = {
-            "argv": list(node.start.argv),
-            "env": dict(node.start.env),
-            "pass_env": PASSED_BY_SLURM if self._reach.kind == "slurm" else PASSED,
-            "cwd": self._cwd,
-            "mark": self._mark,
-            "beat": self._limits.beat,
-            "silence": self._limits.silence,
-            "grace": self._limits.lost_grace,
-        }
-        try:
-            node.client = subprocess.Popen(
-                self._reach.argv(node.name, piped_python(self._python, "llm-wizard-starter")),
-                env=client_environment(),
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in a terminal is not for them
-                preexec_fn=end_with_parent,
-            )
-        except OSError as error:
-            self._sign("start", node, f"{node.name}: {error.filename} could not be started: {error.strerror}")
-            self._finish(node, 0)
-            return
-        assert node.client.stdout is not None
-        os.set_blocking(node.client.stdout.fileno(), False)
-        self._selector.register(node.client.stdout.fileno(), selectors.EVENT_READ, node)
-        self._contact.add(node.name, node.client, piped_program(STARTER, config))
-
-    def _read(self, node: _Node) -> None:
-        """Take what a node has printed; whole lines go into the log, with its name before them."""
-        if node.client is None or node.client.stdout is None or node.output_closed:
-            return
-        data = b""
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(64):  # 4 MiB: other nodes want to be heard too
-                chunk = os.read(node.client.stdout.fileno(), 1 << 16)
-                data += chunk
-                if not chunk:
-                    self._close_output(node)
-                    break
-        self._write(node, node.masker.feed(data))
-
-    def _close_output(self, node: _Node) -> None:
-        if node.client and node.client.stdout and not node.output_closed:
-            node.output_closed = True
-            self._selector.unregister(node.client.stdout.fileno())
-            node.client.stdout.close()
-
-    def _write(self, node: _Node, data: bytes, last: bool = False) -> None:
-        *lines, node.line = (node.line + data).split(b"\n")
-        if node.line and (last or len(node.line) > LONGEST_LINE):
-            lines.append(node.line)
-            node.line = b""
-        if lines:
-            name = node.name.encode()
-            write_if_possible(self._log, b"".join(b"%b: %b\n" % (name, line) for line in lines))
-
-    def _finish(self, node: _Node, proof: int | None) -> None:
-        """Nothing more is expected of a node."""
-        if node.over:
-            return
-        self._contact.drop(node.name)
-        self._read(node)
-        self._close_output(node)
-        self._write(node, node.masker.flush(), last=True)
-        if node.client is not None:
-            end_client(node.client)
-        node.proof, node.over = proof, True
+        waiting = [node for node in self._nodes.values() if node.opened_at is None and not node.over]
+        opening = sum(not node.heard and not node.over for node in self._nodes.values()) - len(waiting)
+        for node in waiting[: AT_ONCE - opening]:
+            config = {
+                "pass_env": PASSED_BY_SLURM if self._reach.kind == "slurm" else PASSED,
+                "cwd": self._cwd,
+                "mark": self._mark,
+                "beat": self._limits.beat,
+                "silence": self._limits.silence,
+                "grace": self._limits.lost_grace,
+            }
+            try:
+                node.open(self._reach, self._python, config)
+            except OSError as error:
+                self._sign("start", node, f"{node.name}: {error.filename} could not be started: {error.strerror}")
+                node.finish(0)
 
     # --- What nodes say
 
@@ -286,17 +179,15 @@ class NodesProcess:
         if node is None or node.over:
             return
         if message.what == "swept":
-            self._finish(node, message.number("killed"))
+            node.finish(message.number("killed"))
             if node.proof is None:
-                wait = max(
-                    0.0, self._limits.safe_again - (message.at - self._contact.last.get(node.name, node.opened_at))
-                )
+                wait = max(0.0, self._limits.safe_again - (message.at - self._contact.last[node.name]))
                 text = f"{node.name} could not be reached to end what runs there; it ends by itself within {wait:.0f} s"
                 self._event("warning", text=text)
         if node.lost:
             return
         if message.what == "words":
-            node.words.append(node.masker.mask(plain(message.values["text"]).encode()).decode("utf-8", "replace")[:300])
+            node.add_words(message.values["text"])
         elif message.what == "closed":
             self._closed(node, message.at)
         elif message.what == "silent":
@@ -304,7 +195,7 @@ class NodesProcess:
         else:
             self._hear_starter(node, message)
 
-    def _hear_starter(self, node: _Node, message: Message) -> None:
+    def _hear_starter(self, node: NodeStream, message: Message) -> None:
         node.heard = True
         if all(other.heard for other in self._nodes.values()) and not self._signs and not self._stop_asked:
             self._start_all()
@@ -343,54 +234,49 @@ class NodesProcess:
                 node.started = True
                 self._contact.say(node.name, "start")
 
-    def _launcher_failed(self, node: _Node, code: int | None, at: float) -> None:
+    def _launcher_failed(self, node: NodeStream, code: int | None, at: float) -> None:
         """A launcher ends because a rank of its own did, or by itself."""
         if unclear := [sign for sign in self._maybe if sign.node == node.name]:
             self._signs.append(unclear[0])
         elif not any(sign.node == node.name for sign in self._signs):
             self._sign("launcher", node, f"the launcher on {node.name} {how_work_ended(code)}", at, code)
 
-    def _closed(self, node: _Node, at: float) -> None:
+    def _closed(self, node: NodeStream, at: float) -> None:
         """The stream of a node has ended."""
         if node.last_word_at is not None:
             return  # as it should
-        assert node.client is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            node.client.wait(0.2)
-        code = node.client.poll()
-        words = f": {'; '.join(node.words)}" if node.words else ""
+        code = node.client_code(0.2)
         what = {"local": "the starter", "ssh": "ssh", "slurm": "srun"}[self._reach.kind]
         if not node.heard:
             kind = "node" if self._reach.kind != "local" and code in (255, None) else "start"
-            self._sign(kind, node, f"{node.name}: {what} {how(code)}{words}", at)
-            self._finish(node, 0)
+            self._sign(kind, node, f"{node.name}: {what} {how(code)}{node.words()}", at)
+            node.finish(0)
             return
         if self._reach.kind == "local":
             text = f"{node.name}: the starter there {how(code)}"
         elif code is not None and code < 0:
             text = f"{node.name}: the connection to it is gone: {what} on this machine {how(code)}"
         else:
-            text = f"{node.name}: it ended the connection (its processes were killed, or it restarts){words}"
+            text = f"{node.name}: it ended the connection (its processes were killed, or it restarts){node.words()}"
         self._give_up(
             node, "link" if code is not None and code < 0 and self._reach.kind != "local" else "node", text, at
         )
 
     # --- Silence
 
-    def _check(self, node: _Node, now: float) -> None:
-        if node.over or node.client is None:
+    def _check(self, node: NodeStream, now: float) -> None:
+        if node.over or node.opened_at is None:
             return
         if node.last_word_at is not None:
-            if now - node.last_word_at > LINGER_S or (node.output_closed and node.client.poll() is not None):
-                self._finish(node, node.proof)
+            if now - node.last_word_at > LINGER_S or node.is_at_its_end():
+                node.finish(node.proof)
             return
         if node.lost:
             return
         if not node.heard:
             if now - node.opened_at > self._limits.start:
-                words = f": {'; '.join(node.words)}" if node.words else ""
-                self._sign("node", node, f"{node.name}: no answer within {self._limits.start:.0f} s{words}")
-                self._finish(node, 0)
+                self._sign("node", node, f"{node.name}: no answer within {self._limits.start:.0f} s{node.words()}")
+                node.finish(0)
             return
         quiet = now - self._contact.last[node.name]
         if quiet > self._limits.silent and not node.looking and node.silence is None:
@@ -407,25 +293,23 @@ class NodesProcess:
             found = Silent("link", f"{name}: no contact ({error!r})")
         self._contact.tell(name, "silent", {"kind": found.kind, "text": found.text})
 
-    def _name(self, node: _Node, message: Message) -> None:
+    def _name(self, node: NodeStream, message: Message) -> None:
         node.looking = False
         quiet = message.at - self._contact.last[node.name]
         if quiet > self._limits.silent and node.last_word_at is None:
             node.silence = Trouble(message.values["kind"], node.name, message.values["text"])
             self._report(node.silence, quiet)
 
-    def _give_up(self, node: _Node, kind: str, text: str, at: float) -> None:
+    def _give_up(self, node: NodeStream, kind: str, text: str, at: float) -> None:
         """Do without a node from now on, and try to end what runs there by another connection."""
         node.lost = True
         if node.silence is None:
             node.silence = Trouble(kind, node.name, text)
-            self._report(node.silence, at - self._contact.last.get(node.name, at))
+            self._report(node.silence, at - self._contact.last[node.name])
         self._signs.append(Sign(kind, node.name, text, at))
-        self._contact.drop(node.name)
-        assert node.client is not None
-        end_client(node.client)
+        node.hang_up()
         # Once nothing can be alive by itself, there is no need to wait for a connection.
-        left = self._limits.safe_again - (at - self._contact.last.get(node.name, at)) - self._limits.lost_grace
+        left = self._limits.safe_again - (at - self._contact.last[node.name]) - self._limits.lost_grace
         threading.Thread(target=self._sweep, args=(node.name, max(SWEEP_S, left)), daemon=True).start()
 
     def _sweep(self, name: str, patience: float) -> None:
@@ -437,7 +321,7 @@ class NodesProcess:
 
     # --- Trouble
 
-    def _sign(self, kind: str, node: _Node, text: str, at: float | None = None, code: int | None = None) -> None:
+    def _sign(self, kind: str, node: NodeStream, text: str, at: float | None = None, code: int | None = None) -> None:
         if not self._stop_asked:
             self._signs.append(Sign(kind, node.name, text, time.monotonic() if at is None else at, None, code))
 

@@ -42,9 +42,10 @@ SSH_OPTIONS = {
 }
 """For every ssh of ours, over the user's own configuration: no questions, no unknown keys, nothing forwarded."""
 
-STREAM_OPTIONS = {**SSH_OPTIONS, "ServerAliveInterval": "0"}
-"""For a connection with a heartbeat of its own. ssh's would give a link up that is away for 10 s; and, unanswered, it stands
-before our own words in TCP's queue and makes them wait for its retransmission when the link is back."""
+STREAM_OPTIONS = {**SSH_OPTIONS, "ServerAliveInterval": "20", "ServerAliveCountMax": "3"}
+"""For a connection with a heartbeat of its own, which judges the link first: ssh asks nothing before 20 s of silence. (Its question,
+unanswered, would stand before our own words in TCP's queue and make them wait for its retransmission when the link is back.) What
+it is for: where the link is cut and we were killed, ssh would wait for the kernel to give up, a quarter of an hour."""
 
 STEP_OPTIONS = (
     "--nodes=1",

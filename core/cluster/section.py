@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from core.facts import Facts
 from core.section import FilePath, Section
 
-ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*=[^\x00\n]*$"
 RESTARTS, HANG_MINUTES = 3, 30.0
 """On several nodes, where the preset says nothing: with every node more, something fails more often."""
 
@@ -19,6 +19,10 @@ class ClusterSection(Section):
 
     python: FilePath | None = None
     """The training Python, at the same place on every node; the one llm-wizard itself runs under when empty."""
+    processes: Annotated[int, Field(gt=0)] | None = None
+    """Training processes on each node; one a GPU, or one on a machine without GPUs, when empty."""
+    threads: Annotated[int, Field(gt=0)] | None = None
+    """CPU threads of each training process; the machine's cores shared out evenly when empty."""
     nodes: str = ""
     """Nodes that train, such as node[001-016]; this machine, or those of the Slurm allocation, when empty."""
     hostfile: FilePath | None = None
@@ -27,14 +31,10 @@ class ClusterSection(Section):
     """How processes get to the nodes. auto: srun inside a Slurm allocation, ssh for other nodes, else this machine; deepspeed is the original's own (pdsh)."""
     spares: str = ""
     """Nodes that take the place of one that is gone."""
-    processes: Annotated[int, Field(gt=0)] | None = None
-    """Training processes on each node; one a GPU, or one on a machine without GPUs, when empty."""
-    threads: Annotated[int, Field(gt=0)] | None = None
-    """CPU threads of each training process; the machine's cores shared out evenly when empty."""
     interface: str = ""
     """Network interface that the nodes talk over; the one on the route between them when empty."""
-    env: dict[Annotated[str, Field(pattern=ENV_NAME)], str] = {}
-    """Variables set for the training processes on every node, such as {NCCL_DEBUG: INFO}. No secrets: a preset is shared."""
+    env: list[Annotated[str, Field(pattern=VARIABLE)]] = []
+    """Variables set for the training processes on every node, such as NCCL_DEBUG=INFO. No secrets: a preset is shared."""
     restarts: Annotated[int, Field(ge=0)] | None = None
     """How often a training that fails starts again from its last checkpoint before there is a newer one; 3 on several nodes and 0 on one machine when empty."""
     hang_timeout: Annotated[float, Field(ge=0)] | None = None
@@ -51,6 +51,10 @@ class ClusterSection(Section):
                 "cluster.launcher is local, which is this machine; cluster.nodes needs ssh, slurm or deepspeed"
             )
         return self
+
+    def variables(self) -> dict[str, str]:
+        """`env` by name."""
+        return dict(variable.split("=", 1) for variable in self.env)
 
     def process_count(self, facts: Facts, device: str = "auto") -> int:
         """How many ranks train on one node."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.cluster.reach import Reach
+from core.exit_codes import ExitCode
 
 LOOK_S = 0.9
 """For one look at a silent node: with Limits.silent it is named within 5 s."""
@@ -35,13 +36,12 @@ class Sign:
         """The lower, the less it can be the consequence of something else.
 
         A node that goes ends the collectives, and with them the ranks, of the others. A rank that was killed did not fail over
-        another's end. SIGTERM is what torchrun sends to the ranks beside one that failed.
+        another's end, nor did one with an exit code of its own: with 1 end those that lose a peer. SIGTERM is what torchrun
+        sends to the ranks beside one that failed.
         """
         if self.kind in ("node", "link"):
             return 0
-        if self.kind == "start" or (self.code is not None and self.code < 0 and self.code != -signal.SIGTERM):
-            return 1
-        return 2
+        return 1 if self.kind == "start" or self.code not in (None, 1, ExitCode.INTERRUPTED, -signal.SIGTERM) else 2
 
 
 def judge(signs: Iterable[Sign]) -> list[Sign]:

@@ -49,6 +49,9 @@ class LineView:
                 self._printed.add(stage_id)
                 self._clear()
                 print(ended_line(stage_id, stage), file=self.out, flush=True)
+        if status.state == "queued":
+            job, why = status.document["job"], status.document["reason"]
+            self._show_running(plain(tr("queued in Slurm as job {job} ({reason})", job=job, reason=why)))
         current = status.document["stage"]
         stage = status.document["stages"].get(current) if current else None
         if stage and stage["state"] == "running":

@@ -91,7 +91,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         argv=training_argv(run, STAGE.id, facts, on_node, len(nodes)),
         env=stage_env(run, preset.cluster.thread_count(facts, on_node), online=preset.wandb.mode == "online")
         | (ON_CPU if on_cpu else {})
-        | preset.cluster.env,
+        | preset.cluster.variables(),
         cwd=str(run.root),
         nodes=list(nodes) or [facts.host],
         launcher=facts.launcher,

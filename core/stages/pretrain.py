@@ -234,7 +234,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         argv=training_argv(run, STAGE.id, facts, on_node, len(facts.nodes)),
         env=stage_env(run, preset.cluster.thread_count(facts, on_node), online=preset.wandb.mode == "online")
         | (ON_CPU if section.device == "cpu" or not facts.gpus else {})
-        | preset.cluster.env,
+        | preset.cluster.variables(),
         cwd=str(run.root),
         nodes=list(facts.nodes) or [facts.host],
         launcher=facts.launcher,

@@ -25,53 +25,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cluster import packages
-from cluster.namespaces import new_network, open_namespaces, popen_inside
+from cluster.host_files import FIRST_PROCESS, home_of, write_boot_id, write_files
+from cluster.host_processes import Process, processes_in
+from cluster.namespaces import open_namespaces, popen_inside
 from cluster.packages import PATH, CannotMakeHosts
 from cluster.slurm_hosts import Slurm
+from cluster.switch import Switch
 
 HEAD = "lwhead"
 REPOSITORY = Path(__file__).parents[2]
-FIRST_PROCESS = """
-set -e
-exec 2>&1
-host=$1 folder=$2
-hostname "$host"
-mount -t sysfs sysfs /sys
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /dev/shm
-mkdir /run/sshd /run/lock
-mount --bind "$folder/hosts" /etc/hosts
-mount --bind "$folder/$host/hostname" /etc/hostname
-mount --bind "$folder/passwd" /etc/passwd
-mount --bind "$folder/$host/home" "$folder/home"
-mount --bind "$folder/$host/boot_id" /proc/sys/kernel/random/boot_id
-if [ -e "$folder/ld.so.cache" ]; then
-    mount --bind "$folder/ld.so.cache" /etc/ld.so.cache
-    ln -s "$folder/$host/gpus" /run/fake_nvml
-fi
-exec /usr/sbin/sshd -D -e -f "$folder/sshd_config" -h "$folder/$host/hostkey"
-"""
-"""A host from its start on: sshd is its first process, and takes in what others leave behind."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process on a host."""
-
-    pid: int
-    """As the host numbers it."""
-    machine_pid: int
-    """As this machine numbers it: for os.kill."""
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
 
 
 class Hosts:
@@ -90,7 +58,7 @@ class Hosts:
         self._made_folder = folder is None
         self.folder = folder or _new_folder()
         self._gpus = gpus
-        self._networks: dict[str, int] = {}
+        self._switch = Switch(self.addresses)
         self._first: dict[str, subprocess.Popen[bytes]] = {}
         self._namespaces: dict[str, dict[str, int]] = {}
         self._started: list[tuple[str, subprocess.Popen[Any]]] = []
@@ -100,11 +68,14 @@ class Hosts:
     # From start to end ------------------------------------------------------------------------------------------------
 
     def up(self) -> None:
-        """Start them; they accept connections afterwards. CannotMakeHosts, with a host's own words where one does not start."""
-        packages.install(packages.HOSTS | (packages.SLURM if self._with_slurm else {}))
+        """Start them; they accept connections afterwards. CannotMakeHosts, with a host's own words where one does not start.
+
+        They end with the thread that calls this.
+        """
         try:
-            self._write_files()
-            self._wire()
+            packages.install(packages.HOSTS | (packages.SLURM if self._with_slurm else {}))
+            write_files(self.folder, self.addresses, self._gpus)
+            self._switch.up()
             for host in self.names:
                 self._start(host)
             for host in self.names:
@@ -120,9 +91,7 @@ class Hosts:
         for host in self.names:
             if host in self._first:
                 self.kill_node(host)
-        for descriptor in self._networks.values():
-            os.close(descriptor)
-        self._networks.clear()
+        self._switch.down()
         if self._made_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -158,7 +127,7 @@ class Hosts:
         """Start a host that was killed: a new boot id, an empty /run, the same address and keys."""
         if host in self._first:
             raise RuntimeError(f"{host} is not dead")
-        (self.folder / host / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        write_boot_id(self.folder / host)
         self._start(host)
         self._wait_for_sshd(host)
         if self._slurm:
@@ -188,7 +157,7 @@ class Hosts:
 
     def home(self, host: str) -> Path:
         """The home of its root, from outside. On every host it is at one path, $HOME and `~` of ssh, and another folder."""
-        return self.folder / host / "home"
+        return home_of(self.folder, host)
 
     def popen(
         self, host: str, argv: Sequence[str | Path], env: Mapping[str, str] | None = None, **options: Any
@@ -232,26 +201,8 @@ class Hosts:
         """Its living processes, all or those that carry the mark LLM_WIZARD_RUN=MARK in their environment."""
         if host not in self._namespaces:
             return []
-        namespace = f"pid:[{os.stat(self._namespaces[host]['pid']).st_ino}]"
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            with contextlib.suppress(OSError):  # it has ended, or is a zombie
-                if os.readlink(entry / "ns/pid") != namespace:
-                    continue
-                words = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                env = dict(word.split("=", 1) for word in words if "=" in word)
-                status = dict(
-                    line.split(":\t", 1) for line in (entry / "status").read_text().splitlines() if ":\t" in line
-                )
-                if status["State"].startswith(("Z", "X")) or (
-                    mark is not None and env.get("LLM_WIZARD_RUN") != str(mark)
-                ):
-                    continue
-                argv = tuple((entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1])
-                found.append(Process(int(status["NSpid"].split()[-1]), int(entry.name), argv, env))
-        return sorted(found, key=lambda process: process.pid)
+        inside = processes_in(self._namespaces[host]["pid"])
+        return [one for one in inside if mark is None or one.env.get("LLM_WIZARD_RUN") == str(mark)]
 
     def pids(self, host: str, mark: str | Path) -> list[int]:
         """The processes there that carry the mark, as this machine numbers them: for os.kill."""
@@ -269,25 +220,19 @@ class Hosts:
 
     def link_down(self, host: str) -> None:
         """Pull its cable: eth0 loses its carrier. Others learn it after seconds, as the address can't be resolved any more."""
-        self._ip("switch", f"link set {host} down")
+        self._switch.pull_cable(host)
 
     def link_up(self, host: str) -> None:
-        self._ip("switch", f"link set {host} up")
+        """Plug it in again."""
+        self._switch.plug_in(host)
 
     def drop_packets(self, host: str) -> None:
-        """The switch drops its packets in both directions and says nothing; its address is still resolved, and no error comes."""
-        for one in self.names:
-            others = [host] if one != host else [other for other in self.names if other != host]
-            pinned = (f"neigh replace {self.addresses[o]} lladdr {self._mac(o)} dev eth0 nud permanent" for o in others)
-            self._ip(one, *pinned)
-        self._switch_port(host, "disabled")
+        """Lose its packets in both directions from now on; nobody gets an error, a connection is silent."""
+        self._switch.drop_packets(host)
 
     def accept_packets(self, host: str) -> None:
         """End drop_packets."""
-        self._switch_port(host, "forwarding")
-        for one in self.names:
-            others = [host] if one != host else [other for other in self.names if other != host]
-            self._ip(one, *(f"neigh del {self.addresses[other]} dev eth0" for other in others))
+        self._switch.accept_packets(host)
 
     # Slurm ------------------------------------------------------------------------------------------------------------
 
@@ -323,92 +268,14 @@ class Hosts:
 
     # How it is made ---------------------------------------------------------------------------------------------------
 
-    def _mac(self, host: str) -> str:
-        return "02:00:" + ":".join(f"{int(part):02x}" for part in self.addresses[host].split("."))
-
-    def _write_files(self) -> None:
-        self.folder.chmod(0o755)
-        names = "".join(f"{address} {host}\n" for host, address in self.addresses.items())
-        (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
-        (self.folder / "sshd_config").write_text(
-            "Port 22\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\nPidFile none\n"
-            "SetEnv LANG=C.UTF-8\n"
-        )
-        if self._gpus:
-            driver = self.folder / "driver"
-            driver.mkdir()
-            source = Path(__file__).with_name("fake_nvml.c")
-            state = '-DFAKE_NVML_FILE="/run/fake_nvml"'
-            compiler = ["cc", "-shared", "-fPIC", state, "-o", str(driver / "libnvidia-ml.so.1"), str(source)]
-            subprocess.run(compiler, check=True)
-            subprocess.run(
-                ["ldconfig", "-C", str(self.folder / "ld.so.cache"), str(driver)], check=True, capture_output=True
-            )
-        (self.folder / "home").mkdir()
-        others = [line for line in _lines("/etc/passwd") if not line.startswith("root:")]
-        root = f"root:x:0:0:root:{self.folder}/home:/bin/bash"
-        (self.folder / "passwd").write_text("\n".join([root, *others]) + "\n")
-        key = self.folder / "id_ed25519"
-        _make_key(key)
-        for host in self.names:
-            folder, home = self.folder / host, self.home(host)
-            (home / ".ssh").mkdir(parents=True)
-            (home / ".ssh").chmod(0o700)
-            (folder / "hostname").write_text(f"{host}\n")
-            (folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
-            _make_key(folder / "hostkey")
-            for name in ("id_ed25519", "id_ed25519.pub"):
-                shutil.copy(key.with_name(name), home / ".ssh" / name)
-            shutil.copy(key.with_suffix(".pub"), home / ".ssh/authorized_keys")
-            (home / ".ssh/config").write_text("Host lwnode* lwhead\n    LogLevel ERROR\n")
-        keys = {host: (self.folder / host / "hostkey.pub").read_text().split()[:2] for host in self.names}
-        known = "".join(f"{host},{self.addresses[host]} {' '.join(keys[host])}\n" for host in self.names)
-        for host in self.names:
-            (self.home(host) / ".ssh/known_hosts").write_text(known)
-
-    def _wire(self) -> None:
-        """A switch, and a cable from it to each host's eth0."""
-        self._networks = {name: new_network() for name in ("switch", *self.names)}
-        wiring = ["link add br0 type bridge", "link set br0 up"]
-        for host in self.names:
-            other_end = f"peer name eth0 address {self._mac(host)} netns /proc/{os.getpid()}/fd/{self._networks[host]}"
-            wiring += [f"link add {host} type veth {other_end}", f"link set {host} master br0", f"link set {host} up"]
-        self._ip("switch", *wiring)
-        for host in self.names:
-            self._ip(host, "link set lo up", f"addr add {self.addresses[host]}/24 dev eth0", "link set eth0 up")
-
-    def _ip(self, network: str, *lines: str, command: Sequence[str] = ("ip", "-batch", "-")) -> None:
-        """Lines of `ip -batch` in a host's network, also while the host is dead, or in the switch's."""
-        inside = {"net": self._networks[network]}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        with popen_inside(inside, command, env={"PATH": PATH}, **pipes) as process:
-            said, _ = process.communicate("\n".join(lines) + "\n")
-        if process.returncode:
-            raise RuntimeError(f"{network}: {' '.join(command)}: {said}")
-
-    def _switch_port(self, host: str, state: str) -> None:
-        number = {"disabled": "0", "forwarding": "3"}[state]
-        self._ip("switch", command=("bridge", "link", "set", "dev", host, "state", number))
-
     def _start(self, host: str) -> None:
         """Its first process, which the kernel kills with us, and with it all others."""
         apart = ["--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--mount-proc"]
-        argv = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "unshare",
-            *apart,
-            "sh",
-            "-c",
-            FIRST_PROCESS,
-            "sh",
-            host,
-            str(self.folder),
-        ]
+        first = ["sh", "-c", FIRST_PROCESS, "sh", host, str(self.folder)]
+        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", *apart, *first]
         with (self.folder / host / "log").open("ab") as log:
             self._first[host] = popen_inside(
-                {"net": self._networks[host]},
+                {"net": self._switch.networks[host]},
                 argv,
                 cwd="/",
                 env={"PATH": PATH},
@@ -440,7 +307,10 @@ class Hosts:
 def _listens_on_22(pid: int) -> bool:
     """Whether that happens in a process's network, by /proc/net/tcp: 16 is 22, state 0A is LISTEN (proc(5))."""
     with contextlib.suppress(OSError):
-        return any(line.split()[1:4:2] == ["00000000:0016", "0A"] for line in _lines(f"/proc/{pid}/net/tcp"))
+        return any(
+            line.split()[1:4:2] == ["00000000:0016", "0A"]
+            for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()
+        )
     return False
 
 
@@ -450,14 +320,6 @@ def _new_folder() -> Path:
         if not Path("/proc", left.name.split("-")[4]).exists():
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"llm-wizard-hosts-of-{os.getpid()}-"))
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
-
-
-def _make_key(path: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
 
 
 def _machine_home() -> Path:
@@ -486,7 +348,7 @@ def hosts_or_skip(nodes: int = 4, **options: Any) -> Iterator[Hosts]:
 
 def main() -> int:
     with Hosts() as hosts:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the command
+        signal.signal(signal.SIGINT, lambda *_: None)  # ^C is for the command
         with hosts.popen(HEAD, sys.argv[1:] or ["bash"]) as process:
             return process.wait()
 

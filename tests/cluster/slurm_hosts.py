@@ -24,7 +24,7 @@ set -e
 mount --bind "$2/etc" /etc/slurm
 mkdir -p /run/munge && chmod 755 /run/munge
 munged --force --key-file="$2/munge.key" --seed-file=/run/munge/seed --log-file="$2/log/munged-$1"
-[ "$1" = lwhead ] && exec slurmctld -c
+[ "$1" = lwhead ] && exec slurmctld
 exec slurmd -N "$1"
 """
 
@@ -89,7 +89,7 @@ SlurmctldHost=lwhead({addresses["lwhead"]})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=cred_expire=5
+AuthInfo=cred_expire=10
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n

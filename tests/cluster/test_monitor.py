@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster.hosts import Hosts
 from scripted_runs import wait_for
 
 from conftest import wizard
@@ -139,6 +140,19 @@ def test_inside_a_slurm_job_its_nodes_are_asked_by_srun(monkeypatch: pytest.Monk
     assert [node.way for node in watched_nodes("gpu02,gpu03", None, "python3")] == ["ssh", "ssh"]
 
 
+def test_real_nodes_are_shown_over_ssh_and_inside_a_slurm_job_by_srun(slurm_hosts: Hosts) -> None:
+    monitor = [sys.executable, "-m", "core.cli", "monitor"]
+    lines = slurm_hosts.run("lwhead", [*monitor, "--once", "--nodes", "lwhead,lwnode[1-4]"]).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ["lwhead", "lwnode1", "lwnode2", "lwnode3", "lwnode4"]
+    assert lines[6:] == ["5 nodes: 5 ok"]
+    job = ["salloc", "--quiet", "--nodes=2"]
+    document = json.loads(slurm_hosts.run("lwhead", [*job, *monitor, "--json"]).stdout)
+    assert [(node["host"], node["status"]) for node in document["nodes"]] == [("lwnode1", "ok"), ("lwnode2", "ok")]
+    wait_for(
+        lambda: not any("llm-wizard-agent" in p.argv for host in slurm_hosts.names for p in slurm_hosts.processes(host))
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -164,6 +178,7 @@ def test_nodes_that_do_not_answer_are_named_with_the_reason(tmp_path: Path) -> N
     assert done.returncode == 2
     assert "no node could be looked at: n1: no contact: ssh: connect to host n port 22: No route to host" in done.stderr
     assert "; and 2 more" in done.stderr
+    assert "--python PATH" in done.stderr
 
 
 def test_a_lost_node_is_shown_with_its_age_and_what_its_agent_said() -> None:

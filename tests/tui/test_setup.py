@@ -122,13 +122,13 @@ async def test_enter_goes_from_field_to_field_to_the_next_step_and_at_last_to_th
         screen = await open_setup(pilot)
         await pilot.press("enter")
         await until(pilot, lambda: screen._focused is NAME)
-        await pilot.press("enter", "enter", "enter", "enter", "enter")
-        await until(pilot, lambda: screen._focused is not None and screen._focused.key == "cluster.threads")
+        await pilot.press(*["enter"] * 14)
+        await until(pilot, lambda: screen._focused is not None and screen._focused.key == "cluster.node_wait")
         await pilot.press("enter")
         await until(pilot, lambda: screen._focused is not None and screen._focused.key == "corpus.files")
         assert screen.query_one("#steps", KeyedList).key == "corpus"
-        await screen.go_to("upload_finetuned.max_new_tokens")
-        await until(pilot, lambda: screen._focused is not None and screen._focused.name == "max_new_tokens")
+        await screen.go_to("slurm.extra")
+        await until(pilot, lambda: screen._focused is not None and screen._focused.name == "extra")
         await pilot.pause()
         await pilot.press("enter")
         await until(pilot, lambda: app.current_mode == "plan")
@@ -154,7 +154,7 @@ async def test_what_no_value_means_is_said_and_a_long_value_ends_in_an_ellipsis(
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         screen = await open_setup(pilot)
         assert "processes           (automatic)" in screen_text(app)
-        assert "description         A 3-million-parameter Llama from … │" in screen_text(app)
+        assert "description         A 3-million-parameter Llama fro…" in screen_text(app)
         await screen.go_to("description")
         await until(pilot, lambda: "two CPU cores" in screen_text(app))  # the end, where one types
         await screen.go_to("pretrain.tokens")
