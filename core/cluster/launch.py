@@ -128,7 +128,8 @@ class NodeLauncher:
         said = False
         while True:
             nodes = [self.replaced.get(node, node) for node in planned]
-            spares = [node for node in self._spares() if node not in nodes]
+            # A planned node that was replaced and has come back is as good as a spare.
+            spares = [node for node in dict.fromkeys((*self._spares(), *planned)) if node not in nodes]
             answers = survey(nodes, reach, self.python, self.run.root, interface=self.cluster.interface)
             facts |= answers.facts
             gone = [node for node in nodes if node in answers.errors]

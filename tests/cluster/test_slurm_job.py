@@ -77,6 +77,7 @@ def start_now(slurm: Any, job: str) -> None:
     slurm(["scontrol", "update", f"jobid={job}", "starttime=now"])
 
 
+@pytest.mark.slow
 def test_a_submitted_run_saves_at_its_time_limit_and_goes_on_after_the_requeue(
     scripted: Scripted, slurm: Any, on_head: Callable[..., Any]
 ) -> None:
