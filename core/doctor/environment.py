@@ -1,4 +1,4 @@
-"""The environment stage: this machine is judged by what the plan's stages need; a report, and a stop where a check fails."""
+"""The environment stage: this machine, or the plan's nodes, judged by what its stages need; a report, and a stop where a check fails."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from core.doctor.checks import CHECKS
 from core.doctor.examine import examine as examine_machine
 from core.doctor.finding import Finding, overall, report
+from core.doctor.fleet import examine_fleet
 from core.doctor.needs import needs_for
 from core.doctor.text import finding_text
 from core.errors import StageError
@@ -34,9 +35,13 @@ def examine(context: StageContext) -> Outcome:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a glyph must not end the stage where the locale has none
     findings = []
-    for finding in examine_machine(needs, BEFORE_A_RUN, os.uname().nodename):
+    if needs.nodes:
+        found = examine_fleet(needs, list(BEFORE_A_RUN))
+    else:
+        found = examine_machine(needs, BEFORE_A_RUN, os.uname().nodename)
+    for finding in found:
         findings.append(finding)
-        print(finding_text(finding), flush=True)
+        print(finding_text(finding, nodes=finding.node if needs.nodes else ""), flush=True)
     path = Path(context.plan["outputs"]["report"])
     write_json(path, report(findings))
     if overall(findings) == "fail":
@@ -47,4 +52,9 @@ def examine(context: StageContext) -> Outcome:
 
 def summary_of(findings: list[Finding]) -> str:
     """The failed checks in one line."""
-    return "; ".join(f"{finding.id}: {finding.summary}" for finding in findings if finding.status == "fail")
+    here = os.uname().nodename
+    return "; ".join(
+        f"{finding.id}{'' if finding.node in (here, 'all') else f' on {finding.node}'}: {finding.summary}"
+        for finding in findings
+        if finding.status == "fail"
+    )

@@ -135,8 +135,15 @@ def needs_of(plan: Mapping[str, Any]) -> Needs:
         disk=int(pretrain.get("disk_needed", 0)),
         wandb=bool(training) and preset["wandb"]["mode"] == "online",
         hub=any(preset[name.replace("-", "_")]["to"] == "hub" for name in running if name.startswith("upload-")),
-        launcher=str(preset["cluster"].get("launcher") or "local"),
+        launcher=next((str(running[name]["launcher"]) for name in training if "launcher" in running[name]), "local"),
+        nodes=_nodes_by_ssh(running.values()),
     )
+
+
+def _nodes_by_ssh(running: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """All nodes that stages are started on over ssh; those of a Slurm job are known, and reached, only inside of it."""
+    named = (node for stage in running if stage.get("launcher") in ("ssh", "deepspeed") for node in stage["nodes"])
+    return tuple(dict.fromkeys(named))
 
 
 def needs_for(plan: Mapping[str, Any], profile: str | None = None) -> Needs:

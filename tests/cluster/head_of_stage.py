@@ -1,6 +1,6 @@
-"""A head with nothing but one stage: python head_of_stage.py CONFIG (JSON). Prints its events, one JSON line each; obeys its stdin.
+"""A head with nothing but one stage. Prints its events, one JSON line each; obeys its stdin.
 
-{"launcher", "nodes", "folder", "script", "limits": {}}; "term", "kill" and "stacks" on stdin do what they say.
+The first line is {"launcher", "nodes", "folder", "script", "limits": {}, "env": {}}; "term", "kill" and "stacks" do what they say.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ def say(kind: str, **values: Any) -> None:
 def main(config: dict[str, Any]) -> None:
     folder = Path(config["folder"])
     starts = [
-        NodeStart(node, [sys.executable, FAKE_TORCHRUN, str(folder), str(2 * at), "2", config["script"]], config.get("env", {}))
+        NodeStart(
+            node,
+            [sys.executable, FAKE_TORCHRUN, str(folder), str(2 * at), "2", config["script"]],
+            config.get("env", {}),
+        )
         for at, node in enumerate(config["nodes"])
     ]
     reach = reach_of(config["launcher"], os.environ)
@@ -42,10 +46,15 @@ def main(config: dict[str, Any]) -> None:
             if listening and select.select([0], [], [], 0)[0]:
                 word = sys.stdin.readline().strip()
                 listening = bool(word)
-                {"term": process.terminate, "kill": process.kill_all, "stacks": process.ask_for_stacks, "": lambda: None}[word]()
+                {
+                    "term": process.terminate,
+                    "kill": process.kill_all,
+                    "stacks": process.ask_for_stacks,
+                    "": lambda: None,
+                }[word]()
         troubles = [[trouble.kind, trouble.node, trouble.rank, trouble.text] for trouble in process.troubles]
         say("ended", code=code, proof=process.proof, troubles=troubles)
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.stdin.readline()))

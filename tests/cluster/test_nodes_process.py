@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Stage:
     def __init__(self, reach: Reach, folder: Path, scripts: dict[str, str], limits: Limits = QUICK, **env: str) -> None:
         self.folder = folder
         self.log = folder / "stage.log"
+        self.known: dict[str, list[object]] = {}
+        """The ranks that the starter of each node has seen."""
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._file = self.log.open("ab", buffering=0)
         starts = [
@@ -57,6 +59,15 @@ class Stage:
         self.process = NodesProcess(
             reach, starts, str(folder), str(folder), 5, self._file, self._event, python=sys.executable, limits=limits
         )
+        contact = self.process._contact
+        tell = contact.tell
+
+        def note(node: str, what: str, values: Mapping[str, Any] | None = None) -> None:
+            if what == "alive" and values:
+                self.known[node] = values["ranks"]
+            tell(node, what, values)
+
+        contact.tell = note  # type: ignore[method-assign]
 
     def _event(self, kind: str, **values: Any) -> None:
         self.events.append((kind, values))
@@ -74,11 +85,10 @@ class Stage:
         return int(path.read_text())
 
     def all_run(self) -> None:
-        """Wait for all ranks to be there, and to be known."""
+        """Wait for all ranks to be there, and to be known to their starters."""
         for rank in range(2 * len(self.process.proof)):
             self.pid(f"rank-{rank}")
-        settled = time.monotonic() + 0.4
-        self.pump_until(lambda: time.monotonic() > settled)
+        self.pump_until(lambda: sum(map(len, self.known.values())) == 2 * len(self.process.proof))
 
     def end(self) -> int:
         """Its exit code, once there is one."""

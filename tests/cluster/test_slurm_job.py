@@ -71,10 +71,19 @@ def wait_for_status(on_head: Callable[..., Any], run: RunDirectory, state: str, 
     return document
 
 
-def start_now(slurm: Any, job: str) -> None:
-    """Once a job waits in the queue: Slurm itself would wait for two minutes before it starts one again."""
-    wait_for(lambda: "PENDING" in slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).stdout)
-    slurm(["scontrol", "update", f"jobid={job}", "starttime=now"])
+def start_now(slurm: Any, job: str, restarts: int) -> None:
+    """See a job begin again that was requeued: Slurm itself would let it wait for two minutes.
+
+    Said again until it holds: Slurm sets the time anew when the job's last part has been cleared away.
+    """
+
+    def has_begun() -> bool:
+        shown = slurm(["scontrol", "show", "job", job]).stdout
+        if f"Restarts={restarts} " in shown and "JobState=PENDING" in shown:
+            slurm(["scontrol", "update", f"jobid={job}", "starttime=now"])
+        return f"Restarts={restarts} " in shown and "JobState=PENDING" not in shown
+
+    wait_for(has_begun)
 
 
 @pytest.mark.slow
@@ -87,7 +96,7 @@ def test_a_submitted_run_saves_at_its_time_limit_and_goes_on_after_the_requeue(
     status = wait_for_status(on_head, run, "queued")
     assert status["job"] == job
     assert status["stages"]["tokenizer"]["state"] == "stopped"
-    start_now(slurm, job)
+    start_now(slurm, job, 1)
     status = wait_for_status(on_head, run, "done")
     assert status["stages"]["tokenizer"]["attempt"] == 2
     events = [json.loads(line) for line in run.events.read_text().splitlines()]
@@ -107,7 +116,7 @@ def test_time_limits_without_progress_end_in_a_failure_that_says_so(
     for limit in range(1, 4):
         if limit > 1:
             wait_for_status(on_head, run, "queued")
-            start_now(slurm, job)
+            start_now(slurm, job, limit - 1)
         wait_for(
             lambda n=limit: run.log("tokenizer").exists() and run.log("tokenizer").read_text().count("at work") == n
         )
