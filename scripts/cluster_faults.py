@@ -100,9 +100,9 @@ class Training:
     def left(self) -> int:
         return sum(len(self.hosts.pids(host, str(self.run))) for host in self.hosts.names)
 
-    def break_it(self, kind: str) -> Broken:
-        """Break it, watch it come back, and mend what was broken."""
-        node = self.random.choice(self.nodes())
+    def break_it(self, kind: str, node: str | None = None) -> Broken:
+        """Break it (at `node`, or at any), watch it come back, and mend what was broken."""
+        node = node or self.random.choice(self.nodes())
         time.sleep(self.random.uniform(0, 6))
         fault = Broken(kind, node, time.time())
         if kind == "rank":

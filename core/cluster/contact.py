@@ -47,6 +47,8 @@ class Limits:
     """Signs of trouble that come within so long are judged together: a node that dies also ends the ranks of others, at once."""
     fail_grace: float = 4.0
     """The ranks of other nodes get this between SIGTERM and SIGKILL: they wait in a collective and will not save."""
+    sweep: float = 6.0
+    """At least for a sweep to get to a node that was given up: ssh itself gives up after 5 s."""
     start: float = 30.0
     """For a node's first word: a busy login, and a Python on a shared file system."""
 

@@ -30,8 +30,6 @@ PASSED = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "XDG_RUNTIME_DIR
 """What the ranks get of their own node's login: the GPUs that the survey counted there are those it leaves visible. All else is
 set by the head: no node differs by its user's profile."""
 PASSED_BY_SLURM = (*PASSED, "SLURM_JOB_ID")
-SWEEP_S = 6.0
-"""At least for a sweep to get to a node that was given up: ssh itself gives up after 5 s."""
 LINGER_S = 1.0
 """After a node's last word: for what is left of its output, and for ssh to end."""
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+")
@@ -310,7 +308,7 @@ class NodesProcess:
         node.hang_up()
         # Once nothing can be alive by itself, there is no need to wait for a connection.
         left = self._limits.safe_again - (at - self._contact.last[node.name]) - self._limits.lost_grace
-        threading.Thread(target=self._sweep, args=(node.name, max(SWEEP_S, left)), daemon=True).start()
+        threading.Thread(target=self._sweep, args=(node.name, max(self._limits.sweep, left)), daemon=True).start()
 
     def _sweep(self, name: str, patience: float) -> None:
         """In a thread: end what is left on a node that was given up."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,7 +14,8 @@ from core.exit_codes import ExitCode
 
 LOOK_S = 0.9
 """For one look at a silent node: with Limits.silent it is named within 5 s."""
-SLURM_S = 2.0
+SLURMD_PORT = 6818
+"""Where slurm.conf does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -82,42 +81,49 @@ def look_at(reach: Reach, node: str, address: tuple[str, int] | None) -> Silent:
         return Silent(
             "link", f"{node}: what starts the ranks here does not answer (stopped, or the machine is overloaded)"
         )
+    daemon, words = "sshd", ""
     if reach.kind == "slurm":
-        return _look_by_slurm(node)
+        daemon = "slurmd"
+        address, words = _ask_slurm(node)
     if address is None:
         return Silent("link", f"{node}: no contact")
     ping = _start_ping(address[0])
     port = _try_port(*address)
-    answers = port is not None or _ends_well(ping)
     if port == "refused":
-        return Silent(
-            "node", f"{node}: the machine answers, but its sshd is gone ({address[0]} port {address[1]} is closed)"
+        text = (
+            f"{node}: the machine answers, but its {daemon} is gone ({address[0]} port {address[1]} is closed){words}"
         )
-    if answers:
-        return Silent("link", f"{node}: the machine answers, but nothing comes over the connection to it any more")
-    return Silent("link", f"{node}: no contact; its link is down, its packets are dropped, or the machine is off")
+        return Silent("node", text)
+    if port == "open" or _ends_well(ping):
+        text = f"{node}: the machine answers, but nothing comes over the connection to it any more{words}"
+        return Silent("link", text)
+    return Silent(
+        "link", f"{node}: no contact; its link is down, its packets are dropped, or the machine is off{words}"
+    )
 
 
-def _look_by_slurm(node: str) -> Silent:
-    said = ""
+def _ask_slurm(node: str) -> tuple[tuple[str, int], str]:
+    """The address and port of a node's slurmd, and how Slurm says that the node is."""
+    said = _scontrol("show", "node", node, "--oneliner")
+    address = re.search(r"\bNodeAddr=([A-Za-z0-9][A-Za-z0-9.:_-]*)", said)
+    state = re.search(r"\bState=([A-Z+_*~#!%$@^-]+)", said)
+    port = re.search(r"\bPort=(\d+)", said) or re.search(r"^SlurmdPort\s*= (\d+)", _scontrol("show", "config"), re.M)
+    words = f"; Slurm says {state[1]}" if state else ""
+    return (address[1] if address else node, int(port[1]) if port else SLURMD_PORT), words
+
+
+def _scontrol(*argv: str) -> str:
     try:
-        argv = ["scontrol", "show", "node", node, "--oneliner"]
-        said = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=SLURM_S
+        return subprocess.run(
+            ["scontrol", *argv],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LOOK_S,
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
-        pass
-    address = re.search(r"\bNodeAddr=([A-Za-z0-9][A-Za-z0-9.:_-]*)", said)
-    state = re.search(r"\bState=([A-Z+_*]+)", said)
-    words = f"Slurm says {state[1]}" if state else "Slurm does not say how it is"
-    if _ends_well(_start_ping(address[1] if address else node)):
-        kind = "node" if state and ("DOWN" in state[1] or state[1].endswith("*")) else "link"
-        return Silent(
-            kind, f"{node}: the machine answers, but nothing comes over the connection to it any more; {words}"
-        )
-    return Silent(
-        "link", f"{node}: no contact; its link is down, its packets are dropped, or the machine is off; {words}"
-    )
+        return ""
 
 
 def _start_ping(host: str) -> subprocess.Popen[bytes] | None:
@@ -145,14 +151,10 @@ def _ends_well(ping: subprocess.Popen[bytes] | None) -> bool:
 
 def _try_port(host: str, port: int) -> str | None:
     """ "open" or "refused"; None for no answer."""
-    deadline = time.monotonic() + LOOK_S
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as connection:
-            connection.settimeout(max(0.1, deadline - time.monotonic()))
-            code = connection.connect_ex((host, port))
+        socket.create_connection((host, port), LOOK_S).close()
+    except ConnectionRefusedError:
+        return "refused"
     except OSError:
         return None
-    if code == 0:
-        return "open"
-    return "refused" if code == errno.ECONNREFUSED else None
+    return "open"

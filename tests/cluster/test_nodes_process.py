@@ -251,7 +251,7 @@ def test_a_connection_that_ends_here_is_a_link_and_its_node_is_swept(begin: Begi
 
 
 def test_a_link_that_comes_back_in_time_goes_on(begin: Begin, machines: Machines) -> None:
-    stage = begin(machines, a="time.sleep(4)", b="time.sleep(4)")
+    stage = begin(machines, a="time.sleep(3)", b="time.sleep(3)")
     stage.all_run()
     machines.link("b", signal.SIGSTOP)
     stage.pump_until(lambda: stage.process.troubles)
@@ -302,9 +302,9 @@ def test_a_silent_link_is_the_cause_of_a_rank_that_fails_meanwhile(begin: Begin,
 
 
 def test_a_supervisor_that_waits_for_a_disk_is_not_taken_for_dead(begin: Begin, machines: Machines) -> None:
-    stage = begin(machines, a="time.sleep(4)", b="time.sleep(4)")
+    stage = begin(machines, a="time.sleep(3)", b="time.sleep(3)")
     stage.all_run()
-    time.sleep(QUICK.silence + 0.8)  # nobody pumps
+    time.sleep(QUICK.silence + 0.5)  # nobody pumps
     assert stage.end() == 0
     assert stage.events == []
 
