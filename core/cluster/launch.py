@@ -55,6 +55,8 @@ class NodeLauncher:
     event: Event
     stop_asked: Callable[[], bool]
     replaced: dict[str, str] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
+    """Those that the last start was for."""
     _lost: dict[str, float] = field(default_factory=dict)
     _process: Processes | None = None
 
@@ -73,6 +75,7 @@ class NodeLauncher:
         planned = self._planned(stage)
         facts = self._gather(planned, reach)
         nodes = [self.replaced.get(node, node) for node in planned]
+        self.nodes = tuple(nodes)
         self._check(stage, nodes, facts)
         self._sweep(reach, nodes, grace)
         first = facts[nodes[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +14,12 @@ TAIL_BYTES = 1 << 20
 _EXCEPTION = re.compile(r"(?:\[rank\d+\]: ?)?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning|Stopped)\b.*")
 
 
-def failure_line(log: Path, start: int = 0) -> dict[str, Any] | None:
+def failure_line(
+    log: Path, start: int = 0, nodes: Collection[str] = (), blamed: str | None = None
+) -> dict[str, Any] | None:
     """The line that names the failure among those from byte `start` on: {"file", "line", "text", "hint"}, or None.
+
+    `nodes` are those whose names stand before their lines (`node1: ...`); the lines of the node that is `blamed` come first.
 
     In this order: our own `error:` line; the last exception of the first traceback that ended the process; the last line
     that says anything. Line numbers count from 1 over the whole file.
@@ -28,7 +33,10 @@ def failure_line(log: Path, start: int = 0) -> dict[str, Any] | None:
             lines = plain(file.read().decode("utf-8", "replace")).split("\n")
     except FileNotFoundError:
         return None
-    chosen = _choose(lines)
+    origins, lines = _without_nodes(lines, nodes)
+    of_blamed = [line if origin == blamed else "" for origin, line in zip(origins, lines, strict=True)]
+    chosen = _choose(of_blamed) if blamed else None
+    chosen = _choose(lines) if chosen is None else chosen
     if chosen is None:
         return None
     text = lines[chosen].strip()
@@ -36,6 +44,17 @@ def failure_line(log: Path, start: int = 0) -> dict[str, Any] | None:
     if text.startswith("error: ") and chosen + 1 < len(lines) and lines[chosen + 1].lstrip().startswith("->"):
         hint = lines[chosen + 1].strip().removeprefix("->").strip()
     return {"file": str(log), "line": first_line + chosen, "text": text.removeprefix("error: ")[:2000], "hint": hint}
+
+
+def _without_nodes(lines: list[str], nodes: Collection[str]) -> tuple[list[str | None], list[str]]:
+    """Whose line each is, and the lines without the names before them."""
+    origins: list[str | None] = []
+    bare = []
+    for line in lines:
+        name, colon, rest = line.partition(": ")
+        origins.append(name if colon and name in nodes else None)
+        bare.append(rest if colon and name in nodes else line)
+    return origins, bare
 
 
 def lines_before(file: BinaryIO, place: int) -> int:

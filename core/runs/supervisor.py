@@ -337,7 +337,8 @@ class Supervisor:
             entry |= {"state": "stopped", "exit_code": int(ExitCode.INTERRUPTED)}
             self.event("stage-stopped", stage=stage_id)
             return
-        evidence = failure_line(self.run.log(stage_id), log_start)
+        nodes = self.launcher.nodes if self.launcher else ()
+        evidence = failure_line(self.run.log(stage_id), log_start, nodes, end.trouble.node if end.trouble else None)
         why = evidence["text"] if evidence else "it wrote nothing"
         if code < 0:
             name = signal.Signals(-code).name

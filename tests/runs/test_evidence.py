@@ -47,3 +47,20 @@ def test_no_log_and_an_empty_log_say_nothing(tmp_path: Path) -> None:
     assert failure_line(tmp_path / "none") is None
     (tmp_path / "log.txt").touch()
     assert failure_line(tmp_path / "log.txt") is None
+
+
+def test_the_names_of_nodes_before_lines_are_no_part_of_them_and_the_node_to_blame_comes_first(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(
+        "node1: Traceback (most recent call last):\nnode1: RuntimeError: Connection closed by peer\n"
+        "node2: error: the loss is not a number\nnode2:   -> lower pretrain.lr\nnode1: done\n"
+    )
+    found = failure_line(log, 0, ("node1", "node2"))
+    assert found is not None
+    assert (found["line"], found["text"], found["hint"]) == (3, "the loss is not a number", "lower pretrain.lr")
+    blamed = failure_line(log, 0, ("node1", "node2"), "node1")
+    assert blamed is not None
+    assert blamed["text"] == "RuntimeError: Connection closed by peer"
+    silent = failure_line(log, 0, ("node1", "node2", "node3"), "node3")
+    assert silent is not None
+    assert silent["line"] == 3
