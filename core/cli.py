@@ -139,7 +139,9 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     monitor.add_argument(
         "--nodes", metavar="A,B[1-9]", default="", help="these nodes, over ssh; inside a Slurm job its own"
     )
-    monitor.add_argument("--python", metavar="PATH", help="a Python of the nodes, 3.8 or newer; this one when not given")
+    monitor.add_argument(
+        "--python", metavar="PATH", help="a Python of the nodes, 3.8 or newer; this one when not given"
+    )
 
     for verb in (run, plan, status, presets, resume, monitor):
         verb.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
