@@ -26,7 +26,7 @@ from typing import Any
 from core.cluster.contact import Limits
 from core.cluster.nodes_process import NodesProcess, NodeStart
 from core.cluster.reach import STREAM_OPTIONS, Reach
-from core.cluster.survey import NodeFacts
+from core.cluster.survey import NodeFacts, interface_variables
 from core.cluster.sweep import sweep
 from core.doctor.home import user_home
 from core.doctor.host_keys import own_configuration
@@ -146,8 +146,7 @@ class _Log(FileIO):
 class DeepSpeedProcess:
     """One stage under deepspeed's launcher; the same interface as `core.runs.process.StageProcess`.
 
-    The launcher starts once every node's guard is there, so that no rank ever runs unwatched. Events: as NodesProcess, and
-    "launched".
+    The launcher starts once every node's guard is there, so that no rank ever runs unwatched. Events: as NodesProcess.
     """
 
     def __init__(
@@ -222,17 +221,13 @@ class DeepSpeedProcess:
         write_atomically(_hostfile(run, stage["id"]), "".join(f"{node} slots={slots}\n" for node in nodes).encode())
         first = facts[nodes[0]]
         argv = fill_in(stage["argv"], 0, first.address, first.port)
-        event(
-            "launched",
-            stage=stage["id"],
-            launcher="deepspeed",
-            nodes=list(nodes),
-            meeting=f"{first.address}:{first.port}",
-            interfaces={node: facts[node].interface for node in nodes},
-            argv=argv,
-        )
         own = launcher_environment(os.environ, stage["env"], env_file)
         return cls(reach, nodes, argv, own, stage["cwd"], mark, grace, log, event, python=python, limits=limits)
+
+    @property
+    def last_contact(self) -> dict[str, float]:
+        """When each node was last heard (monotonic)."""
+        return self._guards.last_contact
 
     @property
     def pid(self) -> int | None:
@@ -345,8 +340,8 @@ def rank_environment(
         event("warning", text=text)
     if (user_home() / ".deepspeed_env").is_file():
         event("warning", text="~/.deepspeed_env is not used: what the ranks are to get stands in cluster.env")
-    if len(set(interfaces)) == 1 and interfaces[0]:
-        passed = {"NCCL_SOCKET_IFNAME": f"={interfaces[0]}", "GLOO_SOCKET_IFNAME": interfaces[0], **passed}
+    if len(set(interfaces)) == 1:
+        passed = interface_variables(interfaces[0]) | passed
     elif any(interfaces):
         named = ", ".join(sorted(set(interfaces)))
         event(

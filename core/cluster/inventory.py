@@ -6,13 +6,13 @@ import configparser
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 from core.cluster.reach import checked_node
-from core.errors import InputError
+from core.errors import InputError, StageError
 
 SLOTS = re.compile(r"(\S+)\s+slots=(\d{1,4})\s*")
 OPERATOR = re.compile(r"[,!&^](?![^\[]*\])")
@@ -68,6 +68,20 @@ def inventory_of(nodes: str, hostfile: Path | None, launcher: str, environ: Mapp
             "leave cluster.nodes and cluster.hostfile empty to take the job's nodes, or use cluster.launcher=ssh",
         )
     return found
+
+
+def nodes_given(launcher: str, planned: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """The nodes that a stage planned for `planned` runs on: those, or in a Slurm job as many of the job's own, which no plan can know before.
+
+    Raises:
+        StageError: the job has fewer.
+    """
+    if launcher != "slurm":
+        return list(planned)
+    given = slurm_nodes(environ)
+    if len(given) < len(planned):
+        raise StageError(f"the Slurm job has {len(given)} nodes ({', '.join(given)}), the plan needs {len(planned)}")
+    return list(given[: len(planned)])
 
 
 def slurm_nodes(environ: Mapping[str, str]) -> tuple[str, ...]:

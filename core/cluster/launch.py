@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from io import FileIO
 from typing import Any
 
-from core.cluster.inventory import Inventory, expand, slurm_nodes
+from core.cluster.deepspeed_launcher import DeepSpeedProcess
+from core.cluster.inventory import Inventory, nodes_given
 from core.cluster.nodes_process import SAFE_AGAIN_S, NodesProcess, NodeStart, sweep
 from core.cluster.reach import Reach, reach_of
 from core.cluster.section import ClusterSection
-from core.cluster.survey import NodeFacts, check_nodes, survey
+from core.cluster.survey import NodeFacts, check_nodes, interface_variables, survey
 from core.errors import StageError
 from core.runs.directory import RunDirectory
 from core.runs.process import Processes, Trouble
@@ -58,11 +59,11 @@ class NodeLauncher:
     nodes: tuple[str, ...] = ()
     """Those that the last start was for."""
     _lost: dict[str, float] = field(default_factory=dict)
-    _process: Processes | None = None
+    _process: NodesProcess | DeepSpeedProcess | None = None
 
     def lost(self, node: str) -> None:
         """A node is gone; until SAFE_AGAIN_S after it was last heard, processes of the run may still be at work there."""
-        heard = self._process.last_contact if isinstance(self._process, NodesProcess) else {}
+        heard = self._process.last_contact if self._process else {}
         self._lost[node] = heard.get(node, time.monotonic())
 
     def start(self, stage: Mapping[str, Any], environment: Mapping[str, str], grace: float, log: FileIO) -> Processes:
@@ -72,35 +73,15 @@ class NodeLauncher:
             LaunchError: a node is gone and neither it nor a spare came within cluster.node_wait; or nodes do not fit together.
         """
         reach = reach_of(stage["launcher"], os.environ)
-        planned = self._planned(stage)
+        planned = nodes_given(stage["launcher"], stage["nodes"], os.environ)
         facts = self._gather(planned, reach)
         nodes = [self.replaced.get(node, node) for node in planned]
         self.nodes = tuple(nodes)
         self._check(stage, nodes, facts)
         self._sweep(reach, nodes, grace)
-        first = facts[nodes[0]]
-        if stage["launcher"] == "deepspeed":
-            from core.cluster.deepspeed_launcher import DeepSpeedProcess
-
-            self._process = DeepSpeedProcess.start(
-                stage,
-                self._shared(stage, environment),
-                self.run,
-                facts,
-                nodes,
-                reach,
-                grace,
-                log,
-                self.event,
-                python=self.python,
-            )
-            return self._process
+        first, shared = facts[nodes[0]], self._shared(stage, environment)
         starts = [
-            NodeStart(
-                node,
-                fill_in(stage["argv"], rank, first.address, first.port),
-                self._shared(stage, environment) | self._own(stage, facts[node]),
-            )
+            NodeStart(node, fill_in(stage["argv"], rank, first.address, first.port), shared | self._own(facts[node]))
             for rank, node in enumerate(nodes)
         ]
         self.event(
@@ -112,32 +93,28 @@ class NodeLauncher:
             interfaces={node: facts[node].interface for node in nodes},
             argv=starts[0].argv,
         )
-        return NodesProcess(reach, starts, stage["cwd"], str(self.run.root), grace, log, self.event, python=self.python)
-
-    def _planned(self, stage: Mapping[str, Any]) -> list[str]:
-        """The stage's nodes; in a Slurm job those that it was given, which no plan can know before."""
-        if stage["launcher"] != "slurm":
-            return list(stage["nodes"])
-        given = slurm_nodes(os.environ)
-        wanted = len(stage["nodes"])
-        if len(given) < wanted:
-            raise LaunchError(f"the Slurm job has {len(given)} nodes ({', '.join(given)}), the plan needs {wanted}")
-        return list(given[:wanted])
+        if stage["launcher"] == "deepspeed":
+            self._process = DeepSpeedProcess.start(
+                stage, shared, self.run, facts, nodes, reach, grace, log, self.event, python=self.python
+            )
+        else:
+            self._process = NodesProcess(
+                reach, starts, stage["cwd"], str(self.run.root), grace, log, self.event, python=self.python
+            )
+        return self._process
 
     def _gather(self, planned: list[str], reach: Reach) -> dict[str, NodeFacts]:
         """What all nodes say; those that do not answer are replaced by spares that do, or waited for."""
-        facts: dict[str, NodeFacts] = {}
         deadline = time.monotonic() + 60 * self.cluster.node_wait
         said = False
         while True:
             nodes = [self.replaced.get(node, node) for node in planned]
             # A planned node that was replaced and has come back is as good as a spare.
-            spares = [node for node in dict.fromkeys((*self._spares(), *planned)) if node not in nodes]
+            spares = [node for node in dict.fromkeys((*self.cluster.spare_nodes(), *planned)) if node not in nodes]
             answers = survey(nodes, reach, self.python, self.run.root, interface=self.cluster.interface)
-            facts |= answers.facts
             gone = [node for node in nodes if node in answers.errors]
             if not gone:
-                return facts
+                return answers.facts
             if not said:
                 said = True
                 for node in gone:
@@ -157,20 +134,20 @@ class NodeLauncher:
             self._pause(LOOK_AGAIN_S)
 
     def _replace(self, planned: list[str], gone: list[str], spares: list[str], reach: Reach) -> bool:
+        """Put spares that answer in the place of nodes that are gone; whether there was one. A stop that is asked for comes first."""
         answers = survey(spares, reach, self.python, self.run.root, interface=self.cluster.interface)
         healthy = [node for node in spares if node in answers.facts]
         changed = False
         for lost, spare in zip(gone, healthy, strict=False):
             # What still runs on the lost one could write into the run: it ends by itself once it has not heard of us for so long.
             self._pause(self._lost.get(lost, -SAFE_AGAIN_S) + SAFE_AGAIN_S - time.monotonic())
+            if self.stop_asked():
+                return False
             place = next(node for node in planned if self.replaced.get(node, node) == lost)
             self.replaced[place] = spare
             self.event("node-replaced", node=lost, by=spare)
             changed = True
         return changed
-
-    def _spares(self) -> list[str]:
-        return list(expand(self.cluster.spares)) if self.cluster.spares else []
 
     def _check(self, stage: Mapping[str, Any], nodes: list[str], facts: Mapping[str, NodeFacts]) -> None:
         on_node = int(stage["derived"]["processes_on_node"])
@@ -210,9 +187,7 @@ class NodeLauncher:
         }
         return {**passed, **stage["env"], "LLM_WIZARD_HEAD": os.uname().nodename}
 
-    def _own(self, stage: Mapping[str, Any], facts: NodeFacts) -> dict[str, str]:
-        """The interface, unless the preset sets it otherwise. `=` asks NCCL for this name and not all that begin so."""
-        if not facts.interface:
-            return {}
-        own = {"NCCL_SOCKET_IFNAME": f"={facts.interface}", "GLOO_SOCKET_IFNAME": facts.interface}
-        return {name: value for name, value in own.items() if name not in self.cluster.variables()}
+    def _own(self, facts: NodeFacts) -> dict[str, str]:
+        """The interface of a node, unless the preset sets it otherwise."""
+        chosen = self.cluster.variables()
+        return {name: value for name, value in interface_variables(facts.interface).items() if name not in chosen}

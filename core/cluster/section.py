@@ -56,6 +56,12 @@ class ClusterSection(Section):
         """`env` by name."""
         return dict(variable.split("=", 1) for variable in self.env)
 
+    def spare_nodes(self) -> tuple[str, ...]:
+        """`spares` by name. Raises InputError."""
+        from core.cluster.inventory import expand
+
+        return expand(self.spares) if self.spares else ()
+
     def process_count(self, facts: Facts, device: str = "auto") -> int:
         """How many ranks train on one node."""
         if self.processes:

@@ -104,6 +104,11 @@ def survey(nodes: Sequence[str], reach: Reach, python: str, folder: Path, interf
     )
 
 
+def interface_variables(interface: str) -> dict[str, str]:
+    """What makes NCCL and Gloo talk over an interface; nothing for "". `=` asks NCCL for this name and not all that begin so."""
+    return {"NCCL_SOCKET_IFNAME": f"={interface}", "GLOO_SOCKET_IFNAME": interface} if interface else {}
+
+
 def node_here(facts: Mapping[str, NodeFacts]) -> str | None:
     """Which of the nodes this process runs on; names cannot tell, a machine has many."""
     own = node_survey.machine_identity()

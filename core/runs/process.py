@@ -39,7 +39,10 @@ def write_if_possible(log: FileIO, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What ended the processes of a stage, or threatens to: `kind` is "rank", "launcher", "node" or "link"."""
+    """What ended the processes of a stage, or threatens to: `kind` is "rank", "launcher", "node", "link", "start" or "hang".
+
+    `node` is empty for a hang, which may be anywhere.
+    """
 
     kind: str
     node: str

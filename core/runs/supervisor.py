@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cluster.collector import Collector, collector_of
-from core.cluster.inventory import expand, slurm_nodes
+from core.cluster.inventory import nodes_given
 from core.cluster.reach import reach_of
 from core.cluster.section import ClusterSection
 from core.cluster.slurm_job import ask_for_requeue
@@ -86,15 +86,11 @@ class Supervisor:
         launcher, nodes = launcher_and_nodes(self.stages)
         try:
             reach = reach_of(launcher, os.environ)
-            if launcher == "slurm":
-                nodes = list(slurm_nodes(os.environ))[: len(nodes)]
+            names = [*nodes_given(launcher, nodes, os.environ), *self.cluster.spare_nodes()]
         except WizardError as error:  # the stage itself says so again
             self.event("warning", text=f"the nodes are not watched: {error}")
             return collector_of(self.run, self.event)
-        if launcher == "local":
-            return collector_of(self.run, self.event)
-        spares = expand(self.cluster.spares) if self.cluster.spares else ()
-        return collector_of(self.run, self.event, [*nodes, *spares], reach, self.python)
+        return collector_of(self.run, self.event, names if launcher != "local" else (), reach, self.python)
 
     def _first_state(self) -> dict[str, Any]:
         try:
@@ -258,6 +254,7 @@ class Supervisor:
                 return AttemptEnd(ExitCode.FAILED, log_start, metrics_start)
             trains = stage["id"] in TRAINING
             asked_at: float | None = None
+            killed = False
             watch = Watch(metrics, self.run.checkpoints_of(stage["id"]), time.monotonic())
             silence = Silence(metrics, self.cluster.hang_seconds(len(stage["nodes"])) if trains else None)
             hang: Trouble | None = None
@@ -269,7 +266,8 @@ class Supervisor:
                     asked_at = time.monotonic()
                     self.event("stop-requested", stage=stage["id"], by=self.stop_by, grace=self.grace)
                     process.terminate()
-                if asked_at is not None and time.monotonic() - asked_at > self.grace:
+                if asked_at is not None and not killed and time.monotonic() - asked_at > self.grace:
+                    killed = True  # on nodes it is not done at once
                     self.event("warning", text=f"{stage['id']} did not stop within {self.grace:.0f} s and was killed")
                     process.kill_all()
                 elif asked_at is None and hang is None and silence.is_over():

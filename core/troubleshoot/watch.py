@@ -297,7 +297,7 @@ class Watch:
 
 
 def compiler_runs(pid: int | None) -> bool:
-    """Whether a compiler is among the processes below `pid`."""
+    """Whether a compiler is among the processes below `pid`; of a stage on other nodes (None), below this one."""
     try:
         below = psutil.Process(pid).children(recursive=True)
     except psutil.Error:
