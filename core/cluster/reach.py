@@ -91,9 +91,14 @@ class SshReach:
     kind: ClassVar[str] = "ssh"
 
     def argv(self, node: str, command: Sequence[str]) -> list[str]:
-        options = [word for name, value in STREAM_OPTIONS.items() for word in ("-o", f"{name}={value}")]
-        # The user's shell over there parses the command once more.
-        return ["ssh", *own_configuration(), "-T", *options, "--", checked_node(node), shlex.join(command)]
+        return ssh_argv(node, command, STREAM_OPTIONS)
+
+
+def ssh_argv(node: str, command: Sequence[str], options: Mapping[str, str]) -> list[str]:
+    """The ssh that runs `command` on `node`, with our configuration where there is one. Raises InputError for no host name."""
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    # The user's shell over there parses the command once more.
+    return ["ssh", *own_configuration(), "-T", *words, "--", checked_node(node), shlex.join(command)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import selectors
-import shlex
 import signal
 import socket
 import subprocess
@@ -23,13 +22,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from core.cluster import reach
 from core.cluster.reach import SSH_OPTIONS
 from core.doctor.check import Check, compare, judge
 from core.doctor.checks.ssh import is_unknown
 from core.doctor.examine import PROBE, masked, observe, parse_line, probe_timeout, wanted_of
 from core.doctor.finding import Finding, Observation
 from core.doctor.fix import Fix
-from core.doctor.host_keys import offered_keys, own_configuration
+from core.doctor.host_keys import offered_keys
 from core.doctor.needs import Needs
 from core.doctor.probe import own_addresses
 
@@ -47,10 +47,8 @@ REMOTE = (
 
 def ssh_argv(node: str, needs: Needs, wanted: Mapping[str, Any]) -> list[str]:
     """The command that pipes the probe to a node; every word is quoted for the shell over there."""
-    options = [word for name, value in SSH_OPTIONS.items() for word in ("-o", f"{name}={value}")]
     instead = json.dumps({**wanted, "instead_of": needs.python})
-    remote = shlex.join(["sh", "-c", REMOTE, needs.python, json.dumps(wanted), instead])
-    return ["ssh", *own_configuration(), "-T", *options, "--", node, remote]
+    return reach.ssh_argv(node, ["sh", "-c", REMOTE, needs.python, json.dumps(wanted), instead], SSH_OPTIONS)
 
 
 @dataclass
