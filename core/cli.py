@@ -175,14 +175,18 @@ def _print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
+def _sets(options: argparse.Namespace) -> list[str]:
+    """What changes the preset: --set, and that a submitted run is Slurm's."""
+    return [*options.set, "cluster.launcher=slurm"] if getattr(options, "submit", False) else options.set
+
+
 def _make_plan(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     from core.facts import facts_for
     from core.plan import make_plan
     from core.preset_source import load_preset
     from core.runs.directory import RunDirectory, check_run_name
 
-    sets = [*options.set, "cluster.launcher=slurm"] if getattr(options, "submit", False) else options.set
-    loaded = load_preset(options.preset, sets)
+    loaded = load_preset(options.preset, _sets(options))
     run = RunDirectory(options.runs_dir.absolute() / check_run_name(options.name or loaded.name))
     facts = facts_for(loaded.preset, options.runs_dir.absolute())
     return make_plan(loaded.preset, loaded.name, facts, run, options.first, options.last), run
@@ -239,10 +243,10 @@ def _resume(options: argparse.Namespace) -> int:
             f"run {run.name} is queued in Slurm, and goes on there by itself",
             f"take it out of the queue with `llm-wizard stop {run.name}` first",
         )
-    if options.set:
+    if sets := _sets(options):
         from core.runs.replan import replan
 
-        replan(run, options.set)
+        replan(run, sets)
     return _submit(run, options) if options.submit else _start(run, options)
 
 

@@ -71,3 +71,11 @@ def content_key(path: Path) -> str:
         file.seek(-(1 << 20), os.SEEK_END)
         digest.update(file.read(1 << 20))
     return f"sampled-{digest.hexdigest()}"
+
+
+def free_name(path: Path) -> Path:
+    """`path`-N with the lowest N that is not taken."""
+    number = 1
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate

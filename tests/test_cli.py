@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import wizard
+from conftest import MakeRun, wizard
 from core.files import read_json
 
 TINY = [
@@ -177,3 +177,17 @@ def test_a_module_named_core_in_the_users_folder_is_never_imported(tmp_path: Pat
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "imported").exists()
+
+
+def test_a_run_of_this_machine_that_is_resumed_as_a_job_is_planned_for_the_job(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus.py").touch()
+    run = make_run({"corpus": {"script": str(tmp_path / "corpus.py")}}, "r")
+    before = run.plan.read_bytes()
+    # No sbatch on PATH: as far as it goes without Slurm.
+    done = wizard("resume", "r", "--submit", "--set", "slurm.nodes=2", cwd=tmp_path, PATH=str(tmp_path))
+    assert (done.returncode, "sbatch is not on PATH" in done.stderr) == (64, True), done.stderr
+    stages = {stage["id"]: stage for stage in read_json(run.plan)["stages"]}
+    assert (stages["pretrain"]["launcher"], stages["pretrain"]["derived"]["processes"]) == ("slurm", 2)
+    assert (run.root / "plan.json-1").read_bytes() == before

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 from core.facts import facts_for
-from core.files import read_json, write_json
+from core.files import free_name, read_json, write_json
 from core.plan import make_plan
 from core.preflight import check_plan
 from core.preset_source import RawPreset
@@ -13,7 +14,7 @@ from core.runs.directory import RunDirectory
 
 
 def replan(run: RunDirectory, sets: Sequence[str]) -> None:
-    """Replace plan.json by one with `sets` (--set) applied to the run's preset; the one before becomes plan-N.json.
+    """Replace plan.json by one with `sets` (--set) applied to the run's preset; the one before becomes plan.json-N.
 
     Stages that are done and do not depend on what changed are not done again: the supervisor knows them by their fingerprints.
 
@@ -29,8 +30,5 @@ def replan(run: RunDirectory, sets: Sequence[str]) -> None:
     facts = facts_for(preset, run.root.parent)
     plan = make_plan(preset, before["preset_name"], facts, run, before.get("from"), before.get("until"))
     check_plan(plan, run.root)
-    number = 1
-    while (kept := run.root / f"plan-{number}.json").exists():
-        number += 1
-    write_json(kept, read_json(run.plan))
+    shutil.copy2(run.plan, free_name(run.plan))
     write_json(run.plan, plan.document())

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError, StageError
-from core.files import write_atomically
+from core.files import free_name, write_atomically
 from core.runs.directory import RunDirectory
 from core.stages.base import StageContext
 from core.train.checkpoint import Checkpoint, latest_verified, remove_leftovers, step_folders
@@ -122,14 +122,6 @@ def move_aside(run: RunDirectory) -> Path:
     run.checkpoints.rename(aside)
     run.checkpoints.mkdir(mode=0o700)
     return aside
-
-
-def free_name(path: Path) -> Path:
-    """`path`-N with the lowest N that is not taken."""
-    number = 1
-    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
-    return candidate
 
 
 def next_attempt(stage_folder: Path) -> int:
