@@ -3,7 +3,7 @@
     python scripts/cluster_faults.py [--count 20] [--kinds rank node link packets supervisor] [--seed 1] [--minutes 60]
 
 `rank` and `node` are SIGKILL of one rank and of all processes of a host; `link` takes an interface down, `packets` lets them vanish,
-both for 60 s; after `supervisor` (SIGKILL) the script types `llm-wizard resume`. Two hosts train, two are spares; the hosts are
+both until the run goes on without that host; after `supervisor` (SIGKILL) the script types `llm-wizard resume`. Two hosts train, two are spares; the hosts are
 namespaces of this machine (tests/hosts.py: root is needed), and another user's processes run on each. Kinds take turns, so that a run
 that is cut short by --minutes has equally many of each. Prints a table and what was wrong; exit code 1 where something was.
 """
@@ -30,7 +30,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 from cluster.hosts import Hosts  # noqa: E402
 from cluster_parity import KERNELS, SETTINGS, write_corpus  # noqa: E402
 
-AWAY_S = 60.0
 EXPECTED = {"rank": {"rank"}, "node": {"node"}, "link": {"link"}, "packets": {"link"}}
 
 

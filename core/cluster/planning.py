@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from core.cluster.inventory import Inventory, inventory_of
+from core.cluster.inventory import inventory_of
 from core.cluster.reach import reach_of
 from core.cluster.survey import NodeFacts, check_even, check_nodes, survey
 from core.errors import InputError
@@ -19,7 +19,7 @@ FRESH_S = 60.0
 """How long answers are taken for the nodes' present state. The screen plans again with every key that is changed."""
 UNKNOWN_GPU = Gpu("as the job gives it", 0)
 
-_asked: dict[tuple[object, ...], tuple[float, Inventory, Mapping[str, NodeFacts]]] = {}
+_asked: dict[tuple[object, ...], tuple[float, Mapping[str, NodeFacts]]] = {}
 
 
 def with_nodes(facts: Facts, preset: Preset, runs_dir: Path, environ: Mapping[str, str] = os.environ) -> Facts:
@@ -42,8 +42,8 @@ def with_nodes(facts: Facts, preset: Preset, runs_dir: Path, environ: Mapping[st
     if known is None or time.monotonic() - known[0] > FRESH_S:
         answers = survey(inventory.nodes, reach_of(launcher, environ), facts.python, runs_dir, cluster.interface)
         check_nodes(inventory, answers.facts, None, answers.errors)
-        known = _asked[key] = (time.monotonic(), inventory, answers.facts)
-    nodes = known[2]
+        known = _asked[key] = (time.monotonic(), answers.facts)
+    nodes = known[1]
     on_gpus = preset.pretrain.device == "cuda" or (
         preset.pretrain.device == "auto" and any(one.gpus or one.no_gpus for one in nodes.values())
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from core.section import Section
 
@@ -14,6 +14,13 @@ _CONSTRAINT = re.compile(r"[A-Za-z0-9_\[(][A-Za-z0-9_.,:*&|\[\]()-]*")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d{1,2}){0,2})")
 _OPTION = re.compile(r"--(?P<name>[a-z][a-z0-9-]*)(?:=.*)?")
+_NAME = (_NAMES, "name that Slurm knows: letters, digits and _ . , @ + -")
+_FORMS = {
+    **dict.fromkeys(("partition", "account", "qos", "reservation"), _NAME),
+    "constraint": (_CONSTRAINT, "constraint: names of features with & | , * [ ] ( )"),
+    "mem": (_MEMORY, "size: a number with K, M, G or T, such as 370G"),
+}
+"""What the text of a key must look like, and the words for it."""
 FOREVER = ("UNLIMITED", "INFINITE")
 OWN_KEYS = (
     "partition", "account", "qos", "time", "nodes", "gpus-per-node", "cpus-per-task", "mem", "constraint", "reservation",
@@ -84,25 +91,13 @@ class SlurmSection(Section):
     extra: list[str] = []
     """Further sbatch options, each a whole one, such as --exclusive or --gres=gpu:a100:8."""
 
-    @field_validator("partition", "account", "qos", "reservation")
+    @field_validator(*_FORMS)
     @classmethod
-    def _is_a_name(cls, value: str) -> str:
-        if value and not _NAMES.fullmatch(value):
-            raise ValueError(f"{value!r} is no name that Slurm knows: letters, digits and _ . , @ + -")
-        return value
-
-    @field_validator("constraint")
-    @classmethod
-    def _is_a_constraint(cls, value: str) -> str:
-        if value and not _CONSTRAINT.fullmatch(value):
-            raise ValueError(f"{value!r} is no constraint: names of features with & | , * [ ] ( )")
-        return value
-
-    @field_validator("mem")
-    @classmethod
-    def _is_a_size(cls, value: str) -> str:
-        if value and not _MEMORY.fullmatch(value):
-            raise ValueError(f"{value!r} is no size: a number with K, M, G or T, such as 370G")
+    def _has_its_form(cls, value: str, info: ValidationInfo) -> str:
+        assert info.field_name is not None
+        form, words = _FORMS[info.field_name]
+        if value and not form.fullmatch(value):
+            raise ValueError(f"{value!r} is no {words}")
         return value
 
     @field_validator("comment")
