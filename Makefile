@@ -17,8 +17,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: install
 	@if [ -e runs/quickstart/plan.json ]; then $(BIN)/llm-wizard resume quickstart; else $(BIN)/llm-wizard run quickstart; fi
 
+# One process a core for the tests that leave the second core idle; the others start processes of their own, and want the machine.
+LIGHT := tests/data tests/text tests/tokenizer tests/troubleshoot tests/tui
+
 test: install-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(LIGHT)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(LIGHT))
 
 install: $(VENV)/.installed-train
 

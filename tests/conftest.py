@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from core.plan import make_plan
 from core.preset import Preset
 from core.runs.create import fill, reserve
 from core.runs.directory import RunDirectory
+
+def pytest_configure() -> None:
+    """A shell's background and pytest-xdist's workers ignore SIGINT, and whatever they start would then ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 MakeRun = Callable[..., RunDirectory]
 RunStage = Callable[..., subprocess.CompletedProcess[str]]
