@@ -6,19 +6,20 @@ i64 sequence numbers at which documents begin (the last is N). 34 + 12 N + 8 D b
 
 Our writer makes one sequence a document; the reader also takes files with several. The end-of-document token is part
 of a document's size. (Megatron's preprocess_data.py --append-eod forgets it there: every document but the first is then
-read at a wrong offset. The reader names that damage.)
+read at a wrong offset. The reader names that damage; `llm-wizard data check` mends it.)
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import struct
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -53,6 +54,32 @@ def files_of(prefix: Path) -> tuple[Path, Path]:
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
+class Index(NamedTuple):
+    """What an .idx says.
+
+    dtype: of the ids; sizes: int32, tokens of each sequence; documents: int64, documents + 1 numbers of the sequences at
+    which documents begin.
+    """
+
+    dtype: np.dtype[Any]
+    sizes: NDArray[np.int32]
+    documents: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.sizes.sum(dtype=np.int64))
+
+    def document_offsets(self) -> NDArray[np.int64]:
+        """int64, documents + 1 offsets, in tokens."""
+        ends = np.zeros(len(self.sizes) + 1, np.int64)
+        np.cumsum(self.sizes, out=ends[1:])
+        return ends[self.documents]
+
+    def not_empty(self) -> int:
+        """How many documents have tokens."""
+        return int(np.count_nonzero(np.diff(self.document_offsets())))
+
+
 class IndexedDataset:
     """Token files, memory-mapped and checked for damage.
 
@@ -72,32 +99,30 @@ class IndexedDataset:
         for path in (bin_path, idx_path):
             if not path.is_file():
                 raise InputError(f"the token file {path} does not exist", "data.prefix is the path without .bin/.idx")
-        self.dtype, self.sizes, documents = _read_index(idx_path)
-        in_bin = bin_path.stat().st_size
-        self._check_bin(bin_path, in_bin, documents)
+        index = read_index(idx_path)
+        self.dtype, self.sizes = index.dtype, index.sizes
+        self._check_bin(bin_path, bin_path.stat().st_size, index)
         self.tokens: np.memmap[Any, np.dtype[Any]] = np.memmap(bin_path, dtype=self.dtype, mode="r")
-        ends = np.zeros(len(self.sizes) + 1, np.int64)
-        np.cumsum(self.sizes, out=ends[1:])
-        self.document_offsets: NDArray[np.int64] = ends[documents]
+        self.document_offsets: NDArray[np.int64] = index.document_offsets()
 
-    def _check_bin(self, path: Path, size: int, documents: NDArray[np.int64]) -> None:
-        item, expected = self.dtype.itemsize, int(self.sizes.sum(dtype=np.int64))
+    def _check_bin(self, path: Path, size: int, index: Index) -> None:
+        item, expected = self.dtype.itemsize, index.tokens
         if size == expected * item and size > 0:
             return
         if size == 0:
             raise InputError(f"{path} is empty", "make the token files again")
-        starts = np.concatenate(([0], np.cumsum(self.sizes, dtype=np.int64)))[documents]
-        not_empty = int(np.count_nonzero(np.diff(starts)))
+        not_empty = index.not_empty()
         if size % item == 0 and size // item - expected == not_empty:
             raise InputError(
                 f"{path} holds {not_empty} tokens more than its index counts, one a document: Megatron's "
                 "preprocess_data.py --append-eod writes the end-of-document token but leaves it out of the .idx "
                 "(NVIDIA/Megatron-LM issue 431), so all documents but the first are read at a wrong place",
-                "tokenize the text with this tool: leave data.prefix empty and give corpus.files",
+                f"llm-wizard data check --fix {shlex.quote(str(self.prefix))} mends the index",
             )
         raise InputError(
             f"{path} has {size} bytes; its index says {expected} tokens of {item} bytes, that is {expected * item}",
-            "one of the two files is cut off or belongs to another prefix; make or copy both again",
+            "one of the two files is cut off or belongs to another prefix; "
+            f"llm-wizard data check {shlex.quote(str(self.prefix))} says what can be mended",
         )
 
     @property
@@ -110,11 +135,19 @@ class IndexedDataset:
         return self.tokens[self.document_offsets[number] : self.document_offsets[number + 1]]
 
 
-def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64]]:
-    """The token type, the sizes of the sequences, and the sequence numbers at which documents begin."""
+def read_index(path: Path) -> Index:
+    """Read an .idx and check that its parts agree.
+
+    Raises:
+        InputError: it is damaged, or no such file.
+    """
 
     def damaged(found: str) -> InputError:
-        return InputError(f"{path}: {found}", "the index is damaged or cut off; make the token files again")
+        prefix = shlex.quote(str(path.with_suffix("")))
+        return InputError(
+            f"{path}: {found}",
+            f"the index is damaged or cut off; llm-wizard data check --fix {prefix} can make it again",
+        )
 
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -122,7 +155,7 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[n
         if head.startswith(LEGACY_MAGIC):
             raise InputError(
                 f"{path} is in Megatron's old format (TNTIDX)",
-                "make it again with --dataset-impl mmap, or with this tool",
+                f"llm-wizard data check --fix {shlex.quote(str(path.with_suffix('')))} writes it in the new one",
             )
         if not head.startswith(MAGIC):
             raise InputError(f"{path} is no Megatron index: it begins with {head[:9]!r}, not {MAGIC!r}")
@@ -150,7 +183,25 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[n
         )
     if boundaries < 1 or documents[0] != 0 or documents[-1] != sequences or np.any(np.diff(documents) < 0):
         raise damaged("the document boundaries do not run from the first sequence to the last")
-    return dtype, sizes, documents
+    return Index(dtype, sizes, documents)
+
+
+def write_index(path: Path, index: Index) -> str:
+    """Write an .idx and fsync it; returns its SHA-256. Megatron's MMapIndexedDataset.Index.writer writes the same bytes."""
+    codes = [code for code, kind in TYPE_CODES.items() if np.dtype(kind).newbyteorder("<") == index.dtype]
+    sizes = index.sizes.astype("<i4", copy=False)
+    offsets = np.cumsum(sizes, dtype="<i8")
+    offsets -= sizes
+    offsets *= index.dtype.itemsize
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        header = HEADER.pack(MAGIC, VERSION, codes[0], len(sizes), len(index.documents))
+        for part in (header, sizes.data, offsets.data, index.documents.astype("<i8", copy=False).data):
+            file.write(part)
+            digest.update(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 class IndexedWriter:
@@ -161,10 +212,8 @@ class IndexedWriter:
 
     def __init__(self, prefix: Path, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        codes = [code for code, kind in TYPE_CODES.items() if np.dtype(kind).newbyteorder("<") == self.dtype]
-        if not codes:
+        if not any(np.dtype(kind).newbyteorder("<") == self.dtype for kind in TYPE_CODES.values()):
             raise ValueError(f"token ids cannot be stored as {self.dtype}")
-        self._code = codes[0]
         self._targets = files_of(prefix)
         self._temporary = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in self._targets)
         self._sizes = array("i")
@@ -210,19 +259,8 @@ class IndexedWriter:
         """Write the index, fsync both files and give them their names."""
         _fsync_and_close(self._bin)
         self.bin_sha256 = self._digest.hexdigest()
-        sizes = self.sizes.astype("<i4", copy=False)
-        ends = np.cumsum(sizes, dtype=np.int64)
-        offsets = ((ends - sizes) * self.dtype.itemsize).astype("<i8", copy=False)
-        documents = np.arange(len(sizes) + 1, dtype="<i8")
-        digest = hashlib.sha256()
-        with self._temporary[1].open("wb") as file:
-            header = HEADER.pack(MAGIC, VERSION, self._code, len(sizes), len(documents))
-            for part in (header, sizes.data, offsets.data, documents.data):
-                file.write(part)
-                digest.update(part)
-            file.flush()
-            os.fsync(file.fileno())
-        self.idx_sha256 = digest.hexdigest()
+        documents = np.arange(len(self.sizes) + 1, dtype=np.int64)
+        self.idx_sha256 = write_index(self._temporary[1], Index(self.dtype, self.sizes, documents))
         for temporary, target in zip(self._temporary, self._targets, strict=True):
             temporary.replace(target)
         sync(self._targets[0].parent)

@@ -31,11 +31,23 @@ def split_documents(documents: int, split: str) -> DocumentRanges:
             f"{found}: training and validation need one each (data.split is {split})",
             "add text to corpus.files; in a .txt file a blank line ends a document",
         )
-    shares = [float(part) for part in split.split(",")]
-    counts = [round(share / sum(shares) * documents) for share in shares]
-    left_over = documents - sum(counts)
-    train_end = counts[0] + left_over
-    valid_end = counts[0] + counts[1] + left_over
+    cuts = megatron_cuts(documents, split)
+    assert cuts is not None
+    _, train_end, valid_end, _ = cuts
     train_end = min(max(train_end, 1), documents - 1)
     valid_end = min(max(valid_end, train_end + 1), documents)
     return DocumentRanges(range(0, train_end), range(train_end, valid_end), range(valid_end, documents))
+
+
+def megatron_cuts(documents: int, split: str) -> list[int] | None:
+    """Where Megatron's `get_train_valid_test_split_` begins and ends the three parts: four numbers. None where `split` is no such text."""
+    try:
+        shares = [float(part) for part in split.split("," if "," in split else "/")][:3]
+    except ValueError:
+        return None
+    shares += [0.0] * (3 - len(shares))
+    if sum(shares) <= 0:
+        return None
+    counts = [round(share / sum(shares) * documents) for share in shares]
+    left_over = documents - sum(counts)
+    return [0, counts[0] + left_over, counts[0] + counts[1] + left_over, documents]

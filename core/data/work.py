@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from core.data.adopt import AdoptedData, link
 from core.data.indexed import IndexedWriter, token_dtype
 from core.data.manifest import Tally, manifest_path, split_parts, unigram_entropy_nats
+from core.data.preprocess import preprocess
 from core.data.workers import Recipe, batches, encode_all
 from core.errors import InputError
 from core.files import sha256, write_json
@@ -32,7 +33,7 @@ SHOWN_LINES = 5
 
 
 def tokenize_corpus(context: StageContext) -> Outcome:
-    """Tokenize the corpus, or take the token files that data.prefix names.
+    """Tokenize the corpus, let preprocess_data.py do it, or take the token files that data.prefix names.
 
     Raises:
         InputError: the text, the tokenizer or the given token files cannot be used.
@@ -51,7 +52,15 @@ def tokenize_corpus(context: StageContext) -> Outcome:
     run.data_prefix.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Old files without their manifest are recognisably unfinished.
     manifest_path(run.data_prefix).unlink(missing_ok=True)
-    if section.prefix:
+    if section.tool == "preprocess_data":
+        manifest = preprocess(context, path, model, special.ids["eod"])
+        if "longest_document" in manifest:
+            check_longest(
+                manifest["longest_document"],
+                context.preset.model.sequence_length,
+                context.preset.pretrain.allow_short_documents,
+            )
+    elif section.prefix:
         manifest = _adopt(context, Path(section.prefix), model, special.ids["eod"])
     else:
         manifest = _tokenize(context, path, len(model.pieces))
@@ -72,10 +81,13 @@ def tokenize_corpus(context: StageContext) -> Outcome:
         "bytes_per_token",
         "unigram_entropy_nats",
     )
-    print(
-        f"{manifest['documents']} documents, {manifest['tokens']} tokens, {manifest['rejected']} rejected", flush=True
-    )
-    return Outcome(outputs=dict(context.plan["outputs"]), metrics={name: manifest[name] for name in shown})
+    metrics = {name: manifest[name] for name in shown if name in manifest}
+    if metrics:
+        print(
+            f"{manifest['documents']} documents, {manifest['tokens']} tokens, {manifest['rejected']} rejected",
+            flush=True,
+        )
+    return Outcome(outputs=dict(context.plan["outputs"]), metrics=metrics)
 
 
 def _tokenize(context: StageContext, tokenizer: Path, vocab_size: int) -> dict[str, Any]:
