@@ -119,6 +119,7 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     doctor = add("doctor", _doctor, "find what is wrong with the environment, and mend it")
     diagnose = add("diagnose", _diagnose, "say why a run failed, from its logs")
+    data = add("data", _data, "check Megatron's token files, and mend them")
     # Importing their modules for nothing would add half to the time of --help.
     if "doctor" in argv:
         from core.doctor.verb import add_arguments as add_doctor_arguments
@@ -128,6 +129,10 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         from core.troubleshoot.verb import add_arguments as add_diagnose_arguments
 
         add_diagnose_arguments(diagnose)
+    if "data" in argv:
+        from core.data.verb import add_arguments as add_data_arguments
+
+        add_data_arguments(data)
 
     presets = add("presets", _presets, "list, show or check presets")
     presets.add_argument("action", nargs="?", choices=("list", "show", "check"), default="list")
@@ -400,7 +405,16 @@ def _monitor(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def _data(options: argparse.Namespace) -> int:
+    from core.data.verb import data
+
+    return data(options)
+
+
 def _presets(options: argparse.Namespace) -> int:
+    import shutil
+
+    from core.preset_listing import preset_row, preset_table
     from core.preset_source import find_preset, load_preset, shipped_presets
 
     if options.action == "show":
@@ -418,15 +432,14 @@ def _presets(options: argparse.Namespace) -> int:
         checked = [load_preset(name) for name in options.names]
         documents = [{"name": loaded.name, "file": str(loaded.path), "valid": True} for loaded in checked]
     else:
-        documents = [
-            {"name": name, "file": str(path), "description": load_preset(name).preset.description}
-            for name, path in shipped_presets().items()
-        ]
+        documents = [preset_row(name, path) for name, path in shipped_presets().items()]
     if options.json:
         _print_json({"schema_version": 1, "presets": documents})
-    else:
+    elif options.action == "check":
         for document in documents:
-            print(f"{document['name']:<24} {document.get('description', 'valid')}")
+            print(f"{document['name']:<24} valid")
+    else:
+        print(preset_table(documents, shutil.get_terminal_size((80, 24)).columns), end="")
     return ExitCode.DONE
 
 

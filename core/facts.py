@@ -71,7 +71,9 @@ def gather_facts(runs_dir: Path, python: str | None, files: list[str], gpus: tup
 
 def facts_for(preset: Preset, runs_dir: Path, gpus: tuple[Gpu, ...] | None = None) -> Facts:
     """What the plan of this preset needs to know of the machine; `runs_dir` is absolute, `gpus` those found already."""
-    files = [*preset.corpus.files, *preset.tokenizer.files, *preset.finetune.files]
+    from core.megatron.data import files_to_look_at
+
+    files = [*preset.corpus.files, *preset.tokenizer.files, *preset.finetune.files, *files_to_look_at(preset.megatron)]
     if not may_have_nodes(preset.cluster, os.environ):
         return gather_facts(runs_dir, preset.cluster.python, files, gpus)
     from core.cluster.planning import with_nodes

@@ -60,11 +60,19 @@ def make_plan(
         raise InputError(f"--from {first} comes after --until {last}", f"the order is: {', '.join(order)}")
     stages = []
     for position, stage in enumerate(STAGES):
-        planned = stage.plan(preset, facts, run)
-        # The training Python's own tools first: two ninjas on one PATH rebuild each other's kernels for half a minute.
-        planned.env["PATH"] = f"{Path(facts.python).parent}:{facts.path}"
+        outside = ""
         if position < start or position > end:
             outside = f"before --from {first}" if position < start else f"after --until {last}"
+        try:
+            planned = stage.plan(preset, facts, run)
+        except InputError:
+            if not outside:
+                raise
+            # What a stage that does not run would need (a checkout, say) is no reason to refuse the others.
+            planned = StagePlan(stage.id, [], {}, str(run.root), [facts.host], {}, {}, {}, {})
+        # The training Python's own tools first: two ninjas on one PATH rebuild each other's kernels for half a minute.
+        planned.env.setdefault("PATH", f"{Path(facts.python).parent}:{facts.path}")
+        if outside:
             planned = StagePlan(**{**vars(planned), "skip": outside, "outputs": {}})
         stages.append(planned)
     plan = Plan(preset, preset_name, tuple(stages), first, last)

@@ -31,8 +31,12 @@ def _missing(stage: StagePlan, plan: Plan, run_root: Path) -> list[str]:
     for name, paths in stage.inputs.items():
         for path in paths:
             if not path.startswith(f"{run_root}{os.sep}"):
+                if path in made and made[path].id == "data" and not made[path].skip:
+                    continue  # token files may lie outside of the run: data.output_folder
                 if not Path(path).exists():
-                    problems.append(f"{stage.id}: {name}: there is no file or folder {path}")
+                    problems.append(
+                        f"{stage.id}: {name}: there is no file or folder {path}{_how_to_get(stage.id, name, path)}"
+                    )
                 elif not os.access(path, os.R_OK):
                     problems.append(f"{stage.id}: {name}: {path} cannot be read")
                 continue
@@ -49,6 +53,7 @@ def _would_make(stage: StagePlan, plan: Plan, run_root: Path) -> list[str]:
     """The outputs of a stage, also of one that is skipped (its plan names none then)."""
     from core.runs.directory import RunDirectory
     from core.stages.corpus import corpus_files
+    from core.stages.data import data_prefixes
     from core.stages.finetune import chat_files
     from core.stages.tokenizer import tokenizer_file
 
@@ -56,12 +61,33 @@ def _would_make(stage: StagePlan, plan: Plan, run_root: Path) -> list[str]:
     named = {
         "corpus": [*corpus_files(plan.preset, run), *chat_files(plan.preset, run)],
         "tokenizer": [tokenizer_file(plan.preset, run), str(run.huggingface_tokenizer)],
-        "data": [f"{run.data_prefix}.bin", f"{run.data_prefix}.idx"],
+        "data": [
+            f"{prefix}{ending}"
+            for prefix in {*data_prefixes(plan.preset, run), str(run.data_prefix)}
+            for ending in (".bin", ".idx")
+        ],
         "pretrain": [str(run.checkpoints)],
         "convert": [str(run.pretrained)],
         "finetune": [str(run.finetuned)],
     }
     return named.get(stage.id, [])
+
+
+def _how_to_get(stage_id: str, name: str, path: str) -> str:
+    from core.preset_source import SHIPPED
+    from core.stages.finetune import ORIGINAL_CONVERSATIONS
+
+    if (stage_id, name) == ("finetune", "conversations") and path.endswith(ORIGINAL_CONVERSATIONS):
+        return f"; `python {SHIPPED / 'openassistant.py'} {path}` fetches it, --set finetune.files=FILE gives others"
+    if stage_id == "pretrain" and path.endswith(
+        ("/dataset/arxiv_text_document.bin", "/dataset/arxiv_text_document.idx")
+    ):
+        folder = Path(path).parent
+        return (
+            f"; fetch the text into {folder}/arxiv.jsonl (presets/original_texts.py says where it is), and let the data stage make "
+            f"it: --set corpus.files={folder}/arxiv.jsonl --set data.tool=preprocess_data --set data.output_folder={folder}"
+        )
+    return ""
 
 
 def _way_out(stage_id: str, name: str, maker_id: str) -> str:

@@ -32,7 +32,7 @@ class LoadedPreset:
 
 def shipped_presets() -> dict[str, Path]:
     """The presets that come with the tool, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def find_preset(name: str) -> Path:

@@ -17,6 +17,7 @@ from core.preset import Preset
 from core.runs.create import fill, reserve
 from core.runs.directory import RunDirectory
 
+
 def pytest_configure() -> None:
     """A shell's background and pytest-xdist's workers ignore SIGINT, and whatever they start would then ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The presets that a run can start from: those that come with the tool, and those that lie in the working directory."""
+"""The presets that a run can start from: those that lie in the working directory, and those that come with the tool."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class PresetRow:
 
 
 def list_presets(folder: Path) -> list[PresetRow]:
-    """The shipped presets, then the presets in `folder` by name; other YAML files are left out."""
-    shipped = sorted(shipped_presets().items(), key=lambda item: item[0] != FIRST)
-    rows = [_row(name, path) for name, path in shipped]
+    """The preset for a first try, the presets in `folder` by name, then the other shipped ones; other YAML files are left out."""
+    shipped = {name: _row(name, path) for name, path in shipped_presets().items()}
+    first = [shipped.pop(FIRST)] if FIRST in shipped else []
     files = sorted(islice((path for path in folder.glob("*.y*ml") if path.suffix in (".yaml", ".yml")), MOST_FILES))
-    return rows + [row for path in files if (row := _own_row(path)) is not None]
+    return [*first, *(row for path in files if (row := _own_row(path)) is not None), *shipped.values()]
 
 
 def _row(source: str, path: Path) -> PresetRow:

@@ -32,6 +32,10 @@ def _always(_draft: Draft) -> bool:
     return True
 
 
+def _uses_megatron(draft: Draft) -> bool:
+    return bool(draft.value("pretrain.backend") == "megatron")
+
+
 class Question(NamedTuple):
     """A key that the walk asks for, where its condition holds."""
 
@@ -55,6 +59,9 @@ QUESTIONS = (
     Question("pretrain.global_batch"),
     Question("pretrain.micro_batch"),
     Question("pretrain.lr"),
+    Question("megatron.checkout", _uses_megatron),
+    Question("megatron.tensor_parallel", _uses_megatron),
+    Question("megatron.pipeline_parallel", _uses_megatron),
     Question("wandb.mode"),
     Question("upload_pretrained.to"),
     Question("upload_pretrained.repo", lambda draft: draft.value("upload_pretrained.to") == "hub"),

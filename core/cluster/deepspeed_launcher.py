@@ -36,7 +36,7 @@ from core.files import write_atomically
 from core.runs.directory import RunDirectory
 from core.runs.masking import secret_names
 from core.runs.process import MARK, StageProcess, Trouble, kill_run_processes
-from core.stages.command import MASTER_ADDR, MASTER_PORT, fill_in
+from core.stages.command import BYTES, HOST, MASTER_ADDR, MASTER_PORT, STARTED, fill_in
 
 UNQUOTED = re.compile(r"[\w@+=:,./][\w@+=:,./-]*")
 """A word that every shell takes as it is, and in which pdsh, which fills in %h and %n, finds nothing."""
@@ -56,25 +56,31 @@ GUARD = ("-I", "-S", "-c", "import signal; signal.pause()")
 """What a starter starts on each node: nothing; the ranks come from elsewhere, and carry the same mark."""
 
 
-def deepspeed_argv(run: RunDirectory, stage_id: str, python: str) -> list[str]:
+def deepspeed_argv(run: RunDirectory, stage_id: str, python: str, script: Sequence[str] = ()) -> list[str]:
     """The launcher's command, with the places where the ranks meet to fill in.
 
-    Every node has LOCAL_RANK in its environment, so --local_rank is not passed to the script as well. --force_multi: a hostfile with
-    one node in it would otherwise start everything on this machine.
+    `script` is what every rank runs, with its arguments; the stage's own where there is none. Every node has LOCAL_RANK in its
+    environment, so --local_rank is not passed to the script as well. --force_multi: a hostfile with one node in it would otherwise
+    start everything on this machine.
 
     Raises:
-        InputError: a path that a remote shell would take apart.
+        InputError: a path or an argument that a remote shell would take apart.
     """
-    for path in (python, str(run.root)):
-        if not UNQUOTED.fullmatch(path):
+    program, *arguments = script or [str(run.code / "stage.py"), stage_id, str(run.root)]
+    # The launcher puts double quotes around an argument with a space in it, and only then.
+    bare_words = [word for word in arguments if " " not in word or NOT_IN_QUOTES.search(word)]
+    for word in (python, str(run.root), program, *bare_words):
+        # An option's dashes are the script's own business.
+        bare = word.lstrip("-") if word in arguments else word
+        if not UNQUOTED.fullmatch(bare.replace(STARTED, "_").replace(HOST, "_").replace(BYTES, "_")):
             raise InputError(
-                f"{path!r} has characters that deepspeed's launcher passes to a shell on every node",
-                "choose a path of letters, digits and @ + = : , . / _ -, or another cluster.launcher (ssh quotes everything)",
+                f"{word!r} has characters that deepspeed's launcher passes to a shell on every node",
+                "choose paths and values of letters, digits and @ + = : , . / _ -, or another cluster.launcher (ssh quotes "
+                "everything)",
             )
     options = ["--hostfile", str(_hostfile(run, stage_id)), "--launcher", "pdsh", "--force_multi", "--no_ssh_check"]
     meeting = [f"--master_addr={MASTER_ADDR}", f"--master_port={MASTER_PORT}", "--no_local_rank"]
-    script = [str(run.code / "stage.py"), stage_id, str(run.root)]
-    return [python, "-m", "deepspeed.launcher.runner", *options, *meeting, *script]
+    return [python, "-m", "deepspeed.launcher.runner", *options, *meeting, program, *arguments]
 
 
 def _hostfile(run: RunDirectory, stage_id: str) -> Path:

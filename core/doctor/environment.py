@@ -13,7 +13,7 @@ from core.doctor.checks import CHECKS
 from core.doctor.examine import examine as examine_machine
 from core.doctor.finding import Finding, overall, report
 from core.doctor.fleet import examine_fleet
-from core.doctor.needs import needs_for
+from core.doctor.needs import environments_of
 from core.doctor.text import finding_text
 from core.errors import StageError
 from core.files import read_json, write_json
@@ -21,6 +21,8 @@ from core.stages.base import Outcome, StageContext
 
 BEFORE_A_RUN = tuple(check for check in CHECKS if check.tier == "quick" or check.id == "cuda.torch_sees_gpu")
 """Whatever takes an instant, and the one slow look that a training cannot do without."""
+OF_AN_ENVIRONMENT = ("python.env", "python.pins", "python.numpy_abi")
+"""What is looked at in each further environment that stages run in; the machine is looked at once."""
 
 
 def examine(context: StageContext) -> Outcome:
@@ -31,17 +33,25 @@ def examine(context: StageContext) -> Outcome:
     Raises:
         StageError: a check failed.
     """
-    needs = replace(needs_for(read_json(context.run.plan)), folder=str(context.run.root))
+    first, *others = (
+        replace(one, folder=str(context.run.root)) for one in environments_of(read_json(context.run.plan))
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a glyph must not end the stage where the locale has none
     findings = []
-    if needs.nodes:
-        found = examine_fleet(needs, list(BEFORE_A_RUN))
-    else:
-        found = examine_machine(needs, BEFORE_A_RUN, os.uname().nodename)
-    for finding in found:
-        findings.append(finding)
-        print(finding_text(finding, nodes=finding.node if needs.nodes else ""), flush=True)
+    for needs in (first, *others):
+        checks = (
+            BEFORE_A_RUN if needs is first else tuple(check for check in BEFORE_A_RUN if check.id in OF_AN_ENVIRONMENT)
+        )
+        if needs.nodes:
+            found = examine_fleet(needs, list(checks))
+        else:
+            found = examine_machine(needs, checks, os.uname().nodename)
+        if others:
+            print(needs.python, flush=True)
+        for finding in found:
+            findings.append(finding)
+            print(finding_text(finding, nodes=finding.node if needs.nodes else ""), flush=True)
     path = Path(context.plan["outputs"]["report"])
     write_json(path, report(findings))
     if overall(findings) == "fail":

@@ -20,6 +20,7 @@ from core.doctor.needs import Needs
 from core.runs.masking import Masker
 
 PROBE = Path(__file__).with_name("probe.py")
+SHIM = Path(__file__).parent.parent / "megatron" / "shim"
 TIMEOUT_S = 120.0
 """For importing torch, which takes a minute from a cold network disk; LLM_WIZARD_PROBE_TIMEOUT (seconds) changes it."""
 ALWAYS_LISTED = ("torch", "numpy", "transformers", "deepspeed", "flash-attn", "apex")
@@ -42,6 +43,8 @@ def wanted_of(needs: Needs, checks: Iterable[Check], imports: bool = False) -> d
         "open_files": needs.open_files,
         "imports": imports,
         "megatron": needs.megatron or None,
+        "shim": str(SHIM) if needs.profile.name == "megatron-modern" else None,
+        "gpus": needs.gpus,
         "nodes": list(needs.nodes),
         "timeout": probe_timeout(),
     }

@@ -57,7 +57,7 @@ OBSERVED_BY_SETUP = frozenset(
 def jobs_of(
     findings: Iterable[Finding], values: Mapping[str, Mapping[str, Any]], needs: Needs, asked: frozenset[str] | None
 ) -> list[Job]:
-    """What can be mended, in order: the set-up of the original profile first, then fixes by their findings.
+    """What can be mended, in order: the set-up of the profile first, then fixes by their findings.
 
     `asked` are ids of fixes or checks; None for all.
 
@@ -70,7 +70,7 @@ def jobs_of(
         assert finding.fix is not None
         by_fix.setdefault(finding.fix.id, []).append(finding)
     jobs: list[Job] = []
-    if needs.original:
+    if needs.megatron:
         for step in setup.missing_steps(values, needs):
             checks = frozenset(finding.id for finding in by_fix.get(step.id, []))
             jobs.append(Job(step.build(needs), checks, tr(step.title), step))

@@ -379,13 +379,11 @@ try:
 def look_at_megatron(wanted: dict[str, Any]) -> dict[str, Any]:
     checkout = wanted.get("megatron")
     value: dict[str, Any] = {"checkout": checkout, "present": False, "wins": None, "core": installed("megatron-core")}
-    specification = importlib.util.find_spec("megatron")
-    if specification is not None:
-        places = list(specification.submodule_search_locations or []) or [specification.origin or ""]
-        value["wins"] = places[0]
+    value["installed"] = place_of_megatron("")
     if not checkout or not is_folder(Path(checkout, "megatron")):
         return value
     value["present"] = True
+    value["wins"] = place_of_megatron(checkout)
     git = ["git", "-C", checkout]
     for name, arguments in (
         ("tag", ["describe", "--tags", "--exact-match", "HEAD"]),
@@ -395,6 +393,42 @@ def look_at_megatron(wanted: dict[str, Any]) -> dict[str, Any]:
         code, output = run(git + arguments, 8)
         value[name] = output.strip() if code == 0 else None
     return value
+
+
+def place_of_megatron(path: str) -> str | None:
+    """The folder that `import megatron` finds with `path` on PYTHONPATH, as a run puts the checkout there; None for nothing."""
+    code = """
+import importlib.util
+found = importlib.util.find_spec("megatron")
+if found is not None:
+    print("MARK" + (list(found.submodule_search_locations or []) or [found.origin or ""])[0])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path:
+        environment["PYTHONPATH"] = path
+    _, output = run([sys.executable, "-c", code.replace("MARK", MARK)], 6, environment)
+    return next((line[len(MARK) :] for line in output.splitlines() if line.startswith(MARK)), None)
+
+
+def look_at_megatron_start(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Whether what a training imports of the checkout can be imported, with our stand-ins where the plan uses them."""
+    checkout, shim = wanted.get("megatron"), wanted.get("shim")
+    code = """
+import json, sys
+value = {"ok": False, "stand_ins": []}
+try:
+    import megatron.training, megatron.model, megatron.optimizer
+    files = {name.partition(".")[0]: str(getattr(module, "__file__", "")) for name, module in list(sys.modules.items())}
+    value = {"ok": True, "stand_ins": sorted(name for name, file in files.items() if "/shim/stand_ins/" in file)}
+"""
+    if not checkout:
+        return {"checkout": None, "ok": False, "stand_ins": [], "error": ""}
+    folders = [checkout] + ([shim] if shim and is_folder(Path(shim)) else [])
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folders), PYTHONWARNINGS="ignore")
+    if not wanted.get("gpus"):
+        environment["DS_ACCELERATOR"] = "cpu"
+    value = in_python(code + OR_ERROR, float(wanted.get("timeout", 120)) - 0.5, environment)
+    return dict(value, checkout=checkout)
 
 
 def look_at_helpers(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -1178,9 +1212,9 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def in_python(code: str, timeout: float) -> dict[str, Any]:
+def in_python(code: str, timeout: float, environment: dict[str, str] | None = None) -> dict[str, Any]:
     """What a script under this Python prints after the mark; how it ended where it printed nothing."""
-    status, output = run([sys.executable, "-c", code.replace("MARK", MARK)], timeout)
+    status, output = run([sys.executable, "-c", code.replace("MARK", MARK)], timeout, environment)
     for line in reversed(output.splitlines()):
         if line.startswith(MARK):
             return dict(json.loads(line[len(MARK) :]))
@@ -1341,6 +1375,7 @@ OBSERVATIONS: tuple[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], bool,
     ("apex.so", look_at_apex, True, QUICK_S),
     ("flash.so", look_at_flash, True, 0),
     ("megatron.import", look_at_megatron, True, 15),
+    ("megatron.start", look_at_megatron_start, True, 0),
     ("megatron.helpers", look_at_helpers, True, 25),
     ("megatron.fused_kernels", look_at_fused_kernels, True, 20),
     ("gpu", look_at_gpus, False, QUICK_S),

@@ -1,4 +1,5 @@
-"""The two environments: `modern`, which the embedded backend needs, and `original`, the pipeline's own pins.
+"""The environments: `modern`, which this tool's own stages need; `original` and `original-abci`, the pipeline's own pins; and
+`megatron-modern`, today's torch under the original's Megatron-DeepSpeed checkout, without apex and flash-attn.
 
 Requirements are pip's: "==2.2.0", ">=4.36,<4.48".
 """
@@ -7,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-ProfileName = Literal["original", "modern"]
+ProfileName = Literal["original", "original-abci", "megatron-modern", "modern"]
 
 MINIMUM = {
     "accelerate": "1.10",
@@ -46,6 +47,8 @@ class Profile:
     """DeepSpeed ops that a training uses."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Checkouts (folder name) at their tags."""
+    conda: bool = False
+    """Whether its set-up makes a conda environment; else one that exists is filled."""
 
 
 MODERN = Profile("modern", (3, 10), {name: f">={version}" for name, version in MINIMUM.items()})
@@ -85,6 +88,7 @@ ORIGINAL = Profile(
     },
     python_exact=True,
     cuda="11.8",
+    conda=True,
     ops=("fused_adam",),
     tags={
         "Megatron-DeepSpeed": "ucllm_nedo_v20240415.1.0",
@@ -92,6 +96,34 @@ ORIGINAL = Profile(
         "llm-jp-sft": "ucllm_nedo_v20240415.1.0",
     },
 )
+
+
+ABCI = replace(
+    ORIGINAL,
+    name="original-abci",
+    python=(3, 11),
+    requires={**ORIGINAL.requires, "torch": "==2.0.1", "torchvision": "==0.15.2", "torchaudio": "==2.0.2"},
+    conda=False,
+)
+"""The README for ABCI: Python, CUDA and the compiler come from `module load python/3.11 cuda/11.8 hpcx/2.12`, the rest lies in a venv."""
+
+MEGATRON_MODERN = Profile(
+    "megatron-modern",
+    (3, 9),
+    {
+        # 0.12.4 is the original's. 0.19.6 and 0.19.8 were run; from 0.19.7 on a stand-in replaces its compression module.
+        "deepspeed": ">=0.12.4,<0.20",
+        "torch": ">=2.1",
+        "transformers": ">=4.34",
+        "sentencepiece": ">=0.1.99",
+        "einops": ">=0.6",
+        "pybind11": ">=2.6",
+    },
+    tags={"Megatron-DeepSpeed": ORIGINAL.tags["Megatron-DeepSpeed"]},
+)
+"""What pretrain_gpt.py needs with core/megatron/shim on PYTHONPATH."""
+
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (ORIGINAL, ABCI, MEGATRON_MODERN, MODERN)}
 
 
 def version_of(text: str) -> tuple[int, ...]:

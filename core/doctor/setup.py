@@ -76,7 +76,14 @@ def conda(needs: Needs, *words: str) -> Command:
 
 
 def inside(needs: Needs, *words: str, cwd: str = "", creates: str = "", **env: str) -> Command:
-    """A command in the activated environment: its PATH, LD_LIBRARY_PATH and compilers, as `conda activate` sets them."""
+    """A command in the activated environment: its PATH, LD_LIBRARY_PATH and compilers, as `conda activate` sets them.
+
+    Where the profile's environment is none of conda's, it is started as it is; `python` is that environment's.
+    """
+    if not needs.profile.conda:
+        return Command(
+            (needs.python if words[0] == "python" else words[0], *words[1:]), env=env, cwd=cwd, creates=creates
+        )
     run = (f"{conda_root(needs)}/bin/conda", "run", "--no-capture-output", "--prefix", needs.prefix, *words)
     return Command(run, env=env, cwd=cwd, creates=creates)
 
@@ -88,11 +95,13 @@ def pip(needs: Needs, *words: str, cwd: str = "", **env: str) -> Command:
 def compiled(needs: Needs, *words: str, cwd: str = "", **env: str) -> Command:
     """pip install of what compiles for CUDA here."""
     options = ("--no-build-isolation", "--no-cache-dir")
-    return pip(needs, *options, *words, cwd=cwd, **{"CUDA_HOME": needs.prefix, **env})
+    home = {"CUDA_HOME": needs.prefix} if needs.profile.conda else {}
+    return pip(needs, *options, *words, cwd=cwd, **{**home, **env})
 
 
 def checkout(needs: Needs, name: str) -> tuple[Command, ...]:
-    folder, tag = f"{needs.root}/{name}", ORIGINAL.tags[name]
+    places = {"Megatron-DeepSpeed": needs.megatron, "llm-jp-sft": needs.llm_jp_sft}
+    folder, tag = places.get(name, f"{needs.root}/{name}"), ORIGINAL.tags[name]
     return (
         inside(needs, "git", "clone", REPOSITORIES[name], folder, creates=f"{folder}/.git"),
         inside(needs, "git", "-C", folder, "fetch", "--tags", "origin", creates=f"{folder}/.git/refs/tags/{tag}"),
@@ -150,6 +159,11 @@ def install_gcc(needs: Needs) -> Fix:
 
 
 def install_torch(needs: Needs) -> Fix:
+    if not needs.profile.conda:
+        requires = needs.profile.requires
+        wheels = [name + requires[name] for name in ("torch", "torchvision", "torchaudio")]
+        index = f"https://download.pytorch.org/whl/cu{(needs.profile.cuda or '').replace('.', '')}"
+        return Fix("setup.torch", "rebuild", (pip(needs, *wheels, "--index-url", index),))
     packages = ("pytorch==2.2.0", "torchvision==0.17.0", "torchaudio==2.2.0", "pytorch-cuda=11.8", "mkl=2024.0")
     words = ("install", "--prefix", needs.prefix, *packages, "-c", "pytorch", "-c", "nvidia", "-y")
     return Fix("setup.torch", "rebuild", (conda(needs, *words),))
@@ -160,6 +174,11 @@ def install_pip(needs: Needs) -> Fix:
 
 
 def install_requirements(needs: Needs) -> Fix:
+    if not needs.original:
+        wanted = [name + needs.profile.requires.get(name, "") for name in needs.packages if name != "torch"]
+        return Fix(
+            "setup.requirements", "safe", (pip(needs, "torch" + needs.profile.requires["torch"]), pip(needs, *wanted))
+        )
     pinned = [name + want for name, want in ORIGINAL.requires.items() if name not in BY_OTHER_STEPS]
     return Fix(
         "setup.requirements", "rebuild", (pip(needs, *pinned, "packaging", "regex", "six", "tensorboard", "chardet"),)
@@ -178,15 +197,22 @@ def install_deepspeed(needs: Needs) -> Fix:
 
 
 def install_megatron(needs: Needs) -> Fix:
-    folder = needs.megatron
-    install = inside(needs, "python", "setup.py", "install", cwd=folder)
-    return Fix("setup.megatron", "rebuild", (*checkout(needs, "Megatron-DeepSpeed"), install))
+    steps = checkout(needs, "Megatron-DeepSpeed")
+    if needs.original:  # as the README does; a run of ours finds the checkout by PYTHONPATH
+        steps = (*steps, inside(needs, "python", "setup.py", "install", cwd=needs.megatron))
+    return Fix("setup.megatron", "rebuild", steps)
 
 
 def build_helpers(needs: Needs) -> Fix:
     """The suffix comes from the environment's own Python, so that the Makefile's python3-config is not asked."""
     suffix = "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"
-    make = inside(needs, "sh", "-c", f'make LIBEXT=$(python -c "{suffix}")', cwd=f"{needs.megatron}/megatron/data")
+    words: tuple[str, ...]
+    if needs.profile.conda:
+        words = ("sh", "-c", f'make LIBEXT=$(python -c "{suffix}")')
+    else:  # the Makefile's python3 is whichever comes first on PATH: pybind11 is asked of this one
+        script = f'make -B LIBEXT=$("$0" -c "{suffix}") CPPFLAGS="$("$0" -m pybind11 --includes)"'
+        words = ("sh", "-c", script, needs.python)
+    make = inside(needs, *words, cwd=f"{needs.megatron}/megatron/data")
     return Fix("setup.helpers", "rebuild", (make,))
 
 
@@ -241,9 +267,17 @@ def install_sft(needs: Needs) -> Fix:
 def _has(*names: str) -> Callable[[Values, Needs], bool]:
     def done(values: Values, needs: Needs) -> bool:
         versions = values["python.pins"]["versions"]
-        return all(versions[name] and satisfies(versions[name], ORIGINAL.requires[name]) for name in names)
+        requires = needs.profile.requires
+        return all(versions[name] and satisfies(versions[name], requires[name]) for name in names)
 
     return done
+
+
+def _requirements(values: Values, needs: Needs) -> bool:
+    if needs.original:
+        return _has(*(name for name in ORIGINAL.requires if name not in BY_OTHER_STEPS))(values, needs)
+    versions, requires = values["python.pins"]["versions"], needs.profile.requires
+    return all(versions[name] and satisfies(versions[name], requires.get(name, ">=0")) for name in needs.packages)
 
 
 def _python(values: Values, needs: Needs) -> bool:
@@ -267,7 +301,7 @@ def _gcc(values: Values, needs: Needs) -> bool:
 
 def _megatron(values: Values, needs: Needs) -> bool:
     value = values["megatron.import"]
-    return bool(value["present"]) and value["tag"] == ORIGINAL.tags["Megatron-DeepSpeed"] and bool(value["wins"])
+    return bool(value["present"]) and value["tag"] == ORIGINAL.tags["Megatron-DeepSpeed"]
 
 
 def _helpers(values: Values, needs: Needs) -> bool:
@@ -284,7 +318,7 @@ def _flash(values: Values, needs: Needs) -> bool:
 
 
 def _sft(values: Values, needs: Needs) -> bool:
-    return Path(needs.root, "llm-jp-sft", "train.py").is_file()
+    return Path(needs.llm_jp_sft, "train.py").is_file()
 
 
 def gcc_major(compiler: Mapping[str, Any] | None) -> int | None:
@@ -309,7 +343,7 @@ STEPS: tuple[SetupStep, ...] = (
     SetupStep(
         "setup.requirements",
         tr_later("install the Python packages at their pins"),
-        _has(*(name for name in ORIGINAL.requires if name not in BY_OTHER_STEPS)),
+        _requirements,
         install_requirements,
     ),
     SetupStep("setup.deepspeed", tr_later("build DeepSpeed 0.12.4 with its ops"), _has("deepspeed"), install_deepspeed),
@@ -320,6 +354,15 @@ STEPS: tuple[SetupStep, ...] = (
     SetupStep("setup.llm-jp-sft", tr_later("get llm-jp-sft at its tag"), _sft, install_sft),
 )
 BY_ID = {step.id: step for step in STEPS}
+OF_CONDA = ("setup.conda", "setup.env", "setup.hooks", "setup.cuda", "setup.gcc")
+OF_MEGATRON_MODERN = ("setup.requirements", "setup.megatron", "setup.helpers")
+
+
+def steps_of(needs: Needs) -> tuple[SetupStep, ...]:
+    """The steps of the profile's set-up; none for `modern`, which is this tool's own installation."""
+    if needs.original:
+        return STEPS if needs.profile.conda else tuple(step for step in STEPS if step.id not in OF_CONDA)
+    return tuple(step for step in STEPS if step.id in OF_MEGATRON_MODERN) if needs.megatron else ()
 
 
 def missing_steps(values: Values, needs: Needs) -> list[SetupStep]:
@@ -331,4 +374,4 @@ def missing_steps(values: Values, needs: Needs) -> list[SetupStep]:
         except (KeyError, TypeError, ValueError):
             return True
 
-    return [step for step in STEPS if undone(step)]
+    return [step for step in steps_of(needs) if undone(step)]

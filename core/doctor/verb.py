@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", metavar="P", help="judge by what this preset's stages need (quickstart)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change a key of the preset")
     parser.add_argument(
-        "--profile", choices=("original", "modern"), help="the environment to judge by; the preset's when not given"
+        "--profile",
+        choices=("original", "original-abci", "megatron-modern", "modern"),
+        help="the environment to judge by; the preset's when not given",
     )
     parser.add_argument("--python", metavar="PATH", help="the training Python; the preset's when not given")
     parser.add_argument("--hostfile", metavar="F", type=Path, help="look at the nodes of this DeepSpeed hostfile")
@@ -278,7 +280,7 @@ def _fix(options: argparse.Namespace, checks: list[Check], needs: Needs) -> int:
 
     names = frozenset(check.id for check in checks)
     named_checks = (asked or frozenset()) & {check.id for check in CHECKS}
-    findings, values = look(names | named_checks | (OBSERVED_BY_SETUP if needs.original else frozenset()))
+    findings, values = look(names | named_checks | (OBSERVED_BY_SETUP if needs.megatron else frozenset()))
     jobs = jobs_of(findings, values, needs, asked)
     if options.json:
         documents = [{**job.fix.document(), "checks": sorted(job.checks), "title": job.title} for job in jobs]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "trl", "peft", "deepspeed")
 PRETRAIN_FACTS = (
     "parameters", "parameters_without_embeddings", "tokens", "steps", "global_batch", "tokens_per_step", "warmup_steps",
-    "precision", "engine",
+    "lr", "min_lr", "precision", "engine",
 )  # fmt: skip
 FINETUNE_FACTS = ("method", "global_batch", "precision", "max_length")
 RECORDED = ("corpus", "tokenizer", "data", "pretrain", "convert", "finetune")
@@ -126,8 +126,9 @@ def how_it_was_made(run: RunDirectory, stages: Mapping[str, Any], preset: Mappin
             continue
         derived = stages[stage_id]["derived"]
         planned: list[tuple[str, Any]] = []
+        options: tuple[str, ...]
         if stage_id == "pretrain":
-            options = ("lr", "min_lr", "schedule", "weight_decay", "clip_grad")
+            options = ("schedule", "weight_decay", "clip_grad")
             planned = [(key, derived.get(key)) for key in PRETRAIN_FACTS] + _options(preset["pretrain"], options)
         if stage_id == "finetune":
             options = ("lr", "schedule", "epochs", "instruction_template", "response_template")

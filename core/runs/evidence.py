@@ -11,6 +11,10 @@ from core.text.plain import plain
 
 TAIL_BYTES = 1 << 20
 
+_ERROR = re.compile(r"(?:[\w.-]+\.py: )?error: .*")
+"""Our own, or argparse's."""
+_LAST_OF_DEEPSPEED = re.compile(r"\[[^\]]*\] \[\w+\] \[launch\.py:\d+:sigkill_handler\] .*")
+"""What its launcher says when a rank has failed: a page of the rank's command line, and its exit code."""
 _EXCEPTION = re.compile(r"(?:\[rank\d+\]: ?)?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning|Stopped)\b.*")
 
 
@@ -21,8 +25,8 @@ def failure_line(
 
     `nodes` are those whose names stand before their lines (`node1: ...`); the lines of the node that is `blamed` come first.
 
-    In this order: our own `error:` line; the last exception of the first traceback that ended the process; the last line
-    that says anything. Line numbers count from 1 over the whole file.
+    In this order: our own `error:` line or argparse's; the last exception of the first traceback that ended the process; the last
+    line that says anything. Line numbers count from 1 over the whole file.
     """
     try:
         with log.open("rb") as file:
@@ -68,11 +72,13 @@ def lines_before(file: BinaryIO, place: int) -> int:
 
 def _choose(lines: list[str]) -> int | None:
     for number, line in enumerate(lines):
-        if line.startswith("error: "):
+        if _ERROR.fullmatch(line):
             return number
     traceback = next((n for n, line in enumerate(lines) if line.endswith("Traceback (most recent call last):")), None)
     if traceback is not None:
         for number in range(traceback + 1, len(lines)):
             if _EXCEPTION.fullmatch(lines[number]):
                 return number
-    return next((n for n in range(len(lines) - 1, -1, -1) if lines[n].strip()), None)
+    with_words = [number for number, line in enumerate(lines) if line.strip()]
+    own = [number for number in with_words if not _LAST_OF_DEEPSPEED.fullmatch(lines[number])]
+    return max(own or with_words, default=None)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import psutil
 
+from core.cluster.starter import catches
 from core.runs.masking import Masker
 
 MARK = "LLM_WIZARD_RUN"
@@ -141,7 +142,8 @@ class StageProcess:
                 self._process.send_signal(signal.SIGTERM)
 
     def ask_for_stacks(self) -> None:
-        _signal_all(self._ranks(), signal.SIGUSR1)
+        # SIGUSR1 ends a rank that has no handler for it: one of another program's.
+        _signal_all([rank for rank in self._ranks() if catches(rank.pid, signal.SIGUSR1)], signal.SIGUSR1)
 
     def kill_all(self) -> None:
         kill_run_processes(Path(self._run_root))

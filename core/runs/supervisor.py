@@ -30,13 +30,14 @@ from core.exit_codes import ExitCode
 from core.files import read_json, write_json
 from core.runs import requests
 from core.runs.directory import RunDirectory
+from core.runs.driver import checkpoint_folder, driver_of, newest_checkpoint
 from core.runs.evidence import failure_line
 from core.runs.fingerprint import fingerprint, made_paths
 from core.runs.hang import ANSWER_S, Silence, Stacks
 from core.runs.lock import LockTaken, sign_lock, take_lock
 from core.runs.masking import secret_names
 from core.runs.process import Processes, StageProcess, Trouble, kill_run_processes, write_if_possible
-from core.runs.restart import GONE, Failure, last_step, newest_committed, why_not_again
+from core.runs.restart import GONE, Failure, last_step, why_not_again
 from core.stages.base import append_event
 from core.troubleshoot.failed_stage import verdict_of
 from core.troubleshoot.watch import Watch
@@ -53,6 +54,8 @@ class AttemptEnd:
     log_start: int
     metrics_start: int
     trouble: Trouble | None = None
+    why: str = ""
+    """Said by the stage's driver."""
 
 
 TIME_LIMIT = "time limit"
@@ -163,8 +166,8 @@ class Supervisor:
         """What a run has got done so far: a time limit that comes again at the same place is no progress."""
         stages = self.state["stages"]
         return [
-            [stage_id, stages[stage_id]["state"] == "done", newest_committed(self.run.checkpoints_of(stage_id))]
-            for stage_id in stages
+            [stage["id"], stages[stage["id"]]["state"] == "done", newest_checkpoint(self.run, stage)]
+            for stage in self.stages
         ]
 
     def _carry_out_stage(self, stage: dict[str, Any]) -> int:
@@ -211,7 +214,7 @@ class Supervisor:
             kind=end.trouble.kind if end.trouble else "exit",
             text=entry["error"],
             step=last_step(self.run.metrics(stage["id"]), end.metrics_start),
-            checkpoint=newest_committed(self.run.checkpoints_of(stage["id"])),
+            checkpoint=newest_checkpoint(self.run, stage),
             node=end.trouble.node if end.trouble else None,
             final=entry["exit_code"] == ExitCode.USAGE,
         )
@@ -243,8 +246,9 @@ class Supervisor:
             log_start = log.tell()
             if log_start:
                 write_if_possible(log, f"--- attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            driver = driver_of(self.run, stage, attempt, self.event)
             try:
-                process = self._start(stage, log)
+                process = self._start(driver.prepare(), log)
             except WizardError as error:
                 write_if_possible(log, f"error: {error}\n".encode())
                 return AttemptEnd(error.exit_code, log_start, metrics_start, getattr(error, "trouble", None))
@@ -255,10 +259,11 @@ class Supervisor:
             trains = stage["id"] in TRAINING
             asked_at: float | None = None
             killed = False
-            watch = Watch(metrics, self.run.checkpoints_of(stage["id"]), time.monotonic())
+            watch = Watch(metrics, checkpoint_folder(self.run, stage), time.monotonic())
             silence = Silence(metrics, self.cluster.hang_seconds(len(stage["nodes"])) if trains else None)
             hang: Trouble | None = None
             while (code := process.pump(0.2)) is None:
+                driver.follow()
                 if trains:
                     with contextlib.suppress(Exception):  # whatever a guard trips over, the run goes on
                         self._look(stage["id"], watch, process.pid)
@@ -274,7 +279,7 @@ class Supervisor:
                     hang = self._end_hung(stage, process, silence)
             process.kill_all()  # a rank or loader that outlived the stage's own process
             trouble = hang or next(iter(process.troubles), None)
-            return AttemptEnd(code, log_start, metrics_start, trouble)
+            return AttemptEnd(code, log_start, metrics_start, trouble, driver.finish(code))
 
     def _start(self, stage: Mapping[str, Any], log: FileIO) -> Processes:
         environment = self._environment(stage)
@@ -338,13 +343,15 @@ class Supervisor:
         nodes = self.launcher.nodes if self.launcher else ()
         evidence = failure_line(self.run.log(stage_id), log_start, nodes, end.trouble.node if end.trouble else None)
         why = evidence["text"] if evidence else "it wrote nothing"
-        if code < 0:
+        if end.trouble:
+            why = f"{end.trouble.text}; its last words: {why}" if evidence else end.trouble.text
+        elif code < 0:
             name = signal.Signals(-code).name
             why = f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "") + f"; its last words: {why}"
         elif code == ExitCode.DONE:
-            why = "it ended without a result"
-        if end.trouble:
-            why = f"{end.trouble.text}; its last words: {why}" if evidence else end.trouble.text
+            why = end.why or "it ended without a result"
+        elif end.why:
+            why = end.why
         entry |= {"state": "failed", "error": why, "evidence": evidence, "process_exit_code": code}
         entry["exit_code"] = int(ExitCode.USAGE if code == ExitCode.USAGE else ExitCode.FAILED)
         self.event("stage-failed", stage=stage_id, error=why)

@@ -50,6 +50,8 @@ class StagePlan:
     secrets: list[str] = field(default_factory=list)
     launcher: str = "local"
     """How the command gets to `nodes`: local, ssh, slurm or deepspeed."""
+    driver: str = ""
+    """What reads the log of a command that is not ours, and says when it is done: megatron or llm-jp-sft."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,7 @@ class StageContext:
 
     def report(self, record: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl. Training reports every logged step; see `progress` for the others."""
-        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
-        descriptor = os.open(self.run.metrics(self.stage_id), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        append_record(self.run.metrics(self.stage_id), record)
 
     def progress(self, step: Number, total: Number | None, unit: str, every: float = 0.5, **values: Any) -> None:
         """Report work done so far, at most once in `every` seconds (the last step is always reported)."""
@@ -142,23 +139,28 @@ class Stage:
         return outcome
 
 
-def append_event(run: RunDirectory, kind: str, **values: Any) -> None:
-    """Append one line to events.jsonl; a single write, so that lines of several processes do not mix."""
-    line = orjson.dumps({"time": time.time(), "kind": kind, **values}, option=orjson.OPT_APPEND_NEWLINE)
-    descriptor = os.open(run.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one line to a .jsonl file; a single write, so that lines of several processes do not mix."""
+    line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line)
     finally:
         os.close(descriptor)
 
 
-def write_result(context: StageContext, outcome: Outcome, started: float) -> None:
+def append_event(run: RunDirectory, kind: str, **values: Any) -> None:
+    """Append one line to events.jsonl."""
+    append_record(run.events, {"time": time.time(), "kind": kind, **values})
+
+
+def write_result(run: RunDirectory, stage_id: str, outcome: Outcome, started: float) -> None:
     """The stage's own end record. Success is this file and exit code 0, never the exit code alone."""
     write_json(
-        context.run.result(context.stage_id),
+        run.result(stage_id),
         {
             "schema_version": 1,
-            "stage": context.stage_id,
+            "stage": stage_id,
             "started": started,
             "ended": time.time(),
             "outputs": {name: str(Path(path)) for name, path in outcome.outputs.items()},

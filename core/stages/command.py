@@ -35,6 +35,11 @@ def stage_argv(run: RunDirectory, stage_id: str, facts: Facts, processes: int = 
 
 NODE_RANK, MASTER_ADDR, MASTER_PORT = "{node_rank}", "{master_addr}", "{master_port}"
 """What stands in a plan for what is known only when the stage starts; `fill_in` puts it there."""
+STARTED, HOST = "{started}", "{host}"
+"""Likewise, inside a word: when the stage started (STARTED_FORMAT) and the name of the head. A driver fills them in."""
+BYTES = "{bytes}"
+"""A word of its own before a prefix of token files: their bytes, in proportion to which they are blended."""
+STARTED_FORMAT = "%Y.%m.%d_%H.%M.%S"
 
 
 def training_argv(run: RunDirectory, stage_id: str, facts: Facts, processes: int, nodes: int) -> list[str]:

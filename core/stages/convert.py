@@ -9,6 +9,7 @@ from pydantic import Field
 from core.facts import Facts
 from core.runs.directory import RunDirectory
 from core.section import FilePath, Section
+from core.stages import pretrain
 from core.stages.base import Stage, StagePlan
 from core.stages.command import ON_CPU, stage_argv, stage_env
 
@@ -20,7 +21,7 @@ class ConvertSection(Section):
     """How a checkpoint becomes a Hugging Face model folder."""
 
     checkpoint: FilePath | None = None
-    """A checkpoint folder (step-N) of a run of this tool; the run's newest verified one when empty."""
+    """A checkpoint folder: step-N of this tool, or global_stepN of Megatron-DeepSpeed (GPT or Llama, any parallelism); the run's newest complete one when empty."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the saved weights."""
     tolerance: Annotated[float, Field(gt=0)] = 1.0e-4
@@ -29,6 +30,7 @@ class ConvertSection(Section):
 
 def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     section = preset.convert
+    checkpoints = pretrain.plan(preset, facts, run).outputs["checkpoints"]
     parameters = preset.model.shape().parameters(preset.tokenizer.vocab_size)
     return StagePlan(
         id=STAGE.id,
@@ -37,7 +39,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         cwd=str(run.root),
         nodes=[facts.host],
         inputs={
-            "checkpoint": [section.checkpoint or str(run.checkpoints)],
+            "checkpoint": [section.checkpoint or checkpoints],
             "tokenizer": [str(run.huggingface_tokenizer)],
         },
         outputs={"model": str(run.pretrained)},

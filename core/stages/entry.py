@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", flush=True)
         return error.exit_code
     if rank == 0:
-        write_result(context, outcome, started)
+        write_result(run, stage_id, outcome, started)
     return ExitCode.DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.facts import Facts
 from core.model import PositiveInt
@@ -17,9 +17,20 @@ if TYPE_CHECKING:
     from core.preset import Preset
 
 
+VALID_SHARE = 0.02
+ORIGINAL_CONVERSATIONS = "dataset/openassistant_best_replies_train.jsonl"
+"""Where the original's fine-tuning scripts have theirs, below the llm-jp-sft checkout."""
+
+
 class FinetuneSection(Section):
     """How the model is fine-tuned."""
 
+    backend: Literal["embedded", "llm-jp-sft"] = "embedded"
+    """embedded: trl, with checkpoints that a stopped run goes on from; llm-jp-sft: train.py of the checkout that finetune.checkout names, as in the original pipeline."""
+    checkout: FilePath | None = None
+    """The llm-jp-sft checkout: the folder with train.py, at the same place on every node (llm-jp-sft backend)."""
+    python: FilePath | None = None
+    """The Python of its environment; cluster.python when empty."""
     files: FileList = []
     """JSONL files of `{"text": "### Human: ...### Assistant: ..."}`, `{"prompt", "completion"}` or `{"messages": [...]}`; the corpus script's chat.jsonl when empty."""
     model: FilePath | None = None
@@ -46,8 +57,8 @@ class FinetuneSection(Section):
     """What stands before a question."""
     response_template: Annotated[str, Field(min_length=1)] = "### Assistant:"
     """What stands before an answer."""
-    valid_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of the conversations kept for validation."""
+    valid_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the conversations kept for validation; 0.02 when empty, and none with llm-jp-sft, which does not validate."""
     lora: bool = False
     """Train low-rank adapters and merge them at the end, instead of all weights."""
     lora_rank: PositiveInt = 8
@@ -71,19 +82,60 @@ class FinetuneSection(Section):
     log_interval: PositiveInt = 1
     """Steps between two metric records."""
 
+    @model_validator(mode="after")
+    def _what_llm_jp_sft_can(self) -> FinetuneSection:
+        if self.backend == "embedded":
+            return self
+        if self.lora:
+            raise ValueError(
+                "finetune.lora leaves a merged model with finetune.backend=embedded; llm-jp-sft's adapters are not driven"
+            )
+        if self.valid_share:
+            raise ValueError(
+                "llm-jp-sft does not validate; remove finetune.valid_share, or set finetune.backend to embedded"
+            )
+        if self.precision == "fp32":
+            raise ValueError("llm-jp-sft's train.py trains in bf16; set finetune.precision to bf16 or auto")
+        if self.zero == 1:
+            raise ValueError("llm-jp-sft has DeepSpeed configurations for ZeRO 2 and 3; set finetune.zero to 0, 2 or 3")
+        if self.zero == 0 and self.nodes > 1:
+            raise ValueError(
+                "without DeepSpeed train.py is one process; set finetune.zero to 2 or 3, or finetune.nodes to 1"
+            )
+        return self
+
+
+def valid_share(section: FinetuneSection) -> float:
+    """Share of the conversations that is kept for validation."""
+    if section.valid_share is not None:
+        return section.valid_share
+    return VALID_SHARE if section.backend == "embedded" else 0.0
+
 
 def chat_files(preset: Preset, run: RunDirectory) -> list[str]:
-    """The conversations: the user's own, or those that the corpus script makes."""
-    return preset.finetune.files or [str(run.corpus / "chat.jsonl")]
+    """The conversations: the user's own, those that the corpus script makes, or those in the llm-jp-sft checkout."""
+    section = preset.finetune
+    if section.files or preset.corpus.script is not None or not section.checkout:
+        return section.files or [str(run.corpus / "chat.jsonl")]
+    return [f"{section.checkout}/{ORIGINAL_CONVERSATIONS}"]
+
+
+def has_conversations(preset: Preset) -> bool:
+    """Whether there is anything to fine-tune on."""
+    return bool(preset.finetune.files or preset.corpus.script or preset.finetune.backend == "llm-jp-sft")
 
 
 def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     section = preset.finetune
+    if section.backend == "llm-jp-sft":
+        from core.llm_jp_sft.plan import plan_llm_jp_sft
+
+        return plan_llm_jp_sft(preset, facts, run)
     on_node = preset.cluster.process_count(facts, section.device)
     nodes = facts.nodes[: section.nodes]
     processes = on_node * max(1, len(nodes))
     skip = ""
-    if not section.files and preset.corpus.script is None:
+    if not has_conversations(preset):
         skip = "the preset names no conversations (finetune.files)"
     on_cpu = section.device == "cpu" or not facts.gpus
     return StagePlan(
@@ -110,7 +162,8 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "max_length": section.max_length or preset.model.sequence_length,
         },
         settings={
-            "finetune": section.model_dump(exclude={"log_interval", "save_interval"}),
+            "finetune": section.model_dump(exclude={"log_interval", "save_interval"})
+            | {"valid_share": valid_share(section)},
             "processes": processes,
             "seed": preset.seed,
         },

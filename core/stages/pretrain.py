@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from core.errors import InputError
 from core.facts import Facts
-from core.model import PositiveInt
+from core.model import NAMED_SIZES, PositiveInt
 from core.runs.directory import RunDirectory
 from core.section import Section
 from core.stages.base import Stage, StagePlan
@@ -18,26 +18,28 @@ from core.stages.command import ON_CPU, SECRETS_BY_NEED, stage_env, training_arg
 if TYPE_CHECKING:
     from core.preset import Preset
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+LOWEST_LR = 1.0e-6
+"""Where the learning rate ends, for every named size."""
 
 
 class PretrainSection(Section):
     """How the model is pretrained."""
 
-    backend: Literal["embedded"] = "embedded"
-    """embedded: transformers' model code on PyTorch, DeepSpeed ZeRO on several processes."""
+    backend: Literal["embedded", "megatron"] = "embedded"
+    """embedded: transformers' model code on PyTorch, DeepSpeed ZeRO on several processes; megatron: the checkout that megatron.checkout names."""
     steps: PositiveInt | None = None
     """Optimizer steps; give this or `tokens`."""
     tokens: PositiveInt | None = None
     """Tokens to train on, rounded up to whole steps; give this or `steps`."""
-    global_batch: PositiveInt = 256
-    """Sequences in one optimizer step, over all processes; rounded up to micro_batch x processes where it does not divide."""
+    global_batch: PositiveInt | None = None
+    """Sequences in one optimizer step, over all processes, rounded up to whole micro-batches; that of model.size when empty, or 256."""
     micro_batch: PositiveInt = 1
     """Sequences that one process takes through the model at once."""
-    lr: Annotated[float, Field(gt=0)] = 6.0e-4
-    """Peak learning rate."""
-    min_lr: Annotated[float, Field(ge=0)] = 1.0e-6
-    """Learning rate at the end of the schedule."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; that of model.size when empty, or 6e-4."""
+    min_lr: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate at the end of the schedule; 1e-6 when empty."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After the warm-up: cosine down to min_lr, or wsd (stable at lr, then linear down to min_lr over decay_share)."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
@@ -59,7 +61,7 @@ class PretrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPUs where there are any."""
     precision: Precision = "auto"
-    """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
+    """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU. fp16, with a loss scale, is for the megatron backend."""
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
     """DeepSpeed ZeRO stage on several processes; auto takes the lowest that fits, from 1 on. One process uses plain PyTorch."""
     gradient_checkpointing: bool = False
@@ -87,9 +89,34 @@ class PretrainSection(Section):
             raise ValueError("give pretrain.steps or pretrain.tokens, not both")
         if self.warmup_steps is not None and self.warmup_tokens is not None:
             raise ValueError("give pretrain.warmup_steps or pretrain.warmup_tokens, not both")
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        lowest = LOWEST_LR if self.min_lr is None else self.min_lr
+        if self.lr is not None and lowest > self.lr:
+            raise ValueError(f"min_lr {lowest:g} is above lr {self.lr:g}")
+        if self.precision == "fp16" and self.backend != "megatron":
+            raise ValueError(
+                "precision fp16 needs a loss scale, which only the megatron backend has; set pretrain.precision to bf16, "
+                "or pretrain.backend to megatron"
+            )
         return self
+
+
+@dataclass(frozen=True)
+class BatchAndRates:
+    """What goes with a model's size: sequences in a step, and the learning rate at its highest and at the end."""
+
+    global_batch: int
+    lr: float
+    min_lr: float
+
+
+def batch_and_rates(preset: Preset) -> BatchAndRates:
+    """As the preset gives them; what it leaves empty is the named size's (256, 6e-4 and 1e-6 without a size)."""
+    section, row = preset.pretrain, NAMED_SIZES[preset.model.size or "125M"]
+    return BatchAndRates(
+        global_batch=section.global_batch or row[3],
+        lr=row[4] if section.lr is None else section.lr,
+        min_lr=row[5] if section.min_lr is None else section.min_lr,
+    )
 
 
 @dataclass(frozen=True)
@@ -113,10 +140,9 @@ class Batch:
 
 def batch(preset: Preset, processes: int) -> Batch:
     """The batch that will be used: the requested one, rounded up to whole micro-batches on every process."""
-    section = preset.pretrain
-    unit = section.micro_batch * processes
-    accumulation = -(-section.global_batch // unit)
-    return Batch(section.micro_batch, accumulation, processes, preset.model.sequence_length, section.global_batch)
+    micro, asked = preset.pretrain.micro_batch, batch_and_rates(preset).global_batch
+    accumulation = -(-asked // (micro * processes))
+    return Batch(micro, accumulation, processes, preset.model.sequence_length, asked)
 
 
 def total_steps(section: PretrainSection, tokens_per_step: int) -> int:
@@ -214,7 +240,11 @@ def choose_zero(preset: Preset, facts: Facts, processes: int, precision: str) ->
 
 
 def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
-    section, shape = preset.pretrain, preset.model.shape()
+    if preset.pretrain.backend == "megatron":
+        from core.megatron.plan import plan_megatron
+
+        return plan_megatron(preset, facts, run)
+    section, shape, rates = preset.pretrain, preset.model.shape(), batch_and_rates(preset)
     on_node = preset.cluster.process_count(facts, section.device)
     processes = on_node * max(1, len(facts.nodes))
     sizes = batch(preset, processes)
@@ -228,7 +258,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     disk = checkpoint * (section.keep_checkpoints + 1)  # one more while the newest is being written
     seconds = steps * sizes.tokens / section.stated_tokens_per_s if section.stated_tokens_per_s else None
     device_memory = min((gpu.memory for gpu in facts.gpus), default=facts.memory // on_node)
-    adjusted = sizes.sequences != section.global_batch
+    adjusted = sizes.sequences != sizes.requested
     return StagePlan(
         id=STAGE.id,
         argv=training_argv(run, STAGE.id, facts, on_node, len(facts.nodes)),
@@ -260,10 +290,12 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "data_parallel": sizes.data_parallel,
             "global_batch": sizes.sequences,
             "global_batch_note": (
-                f"adjusted from {section.global_batch}: {sizes.micro} x {sizes.accumulation} x {sizes.data_parallel}"
+                f"adjusted from {sizes.requested}: {sizes.micro} x {sizes.accumulation} x {sizes.data_parallel}"
                 if adjusted
                 else ""
             ),
+            "lr": rates.lr,
+            "min_lr": rates.min_lr,
             "tokens_per_step": sizes.tokens,
             "steps": steps,
             "tokens": steps * sizes.tokens,
@@ -284,7 +316,8 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
         },
         settings={
             "model": preset.model.model_dump(),
-            "pretrain": section.model_dump(exclude={"stated_tokens_per_s", "keep_checkpoints", "log_interval"}),
+            "pretrain": section.model_dump(exclude={"stated_tokens_per_s", "keep_checkpoints", "log_interval"})
+            | {"lr": rates.lr, "min_lr": rates.min_lr},
             "split": preset.data.split,
             "global_batch": sizes.sequences,
             "seed": preset.seed,

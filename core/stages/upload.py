@@ -12,6 +12,7 @@ from core.runs.directory import RunDirectory
 from core.section import FilePath, Section
 from core.stages.base import Stage, StagePlan
 from core.stages.command import SECRETS_BY_NEED, stage_argv, stage_env
+from core.stages.finetune import has_conversations
 
 if TYPE_CHECKING:
     from core.preset import Preset
@@ -50,7 +51,7 @@ def _planner(stage_id: str, section_name: str) -> Callable[[Preset, Facts, RunDi
         own = run.pretrained if stage_id == UPLOAD_PRETRAINED.id else run.finetuned
         skip = "nothing is to be published" if section.to == "nowhere" else ""
         if stage_id == UPLOAD_FINETUNED.id and not section.model:
-            skip = skip or ("" if preset.finetune.files or preset.corpus.script else "there is no fine-tuned model")
+            skip = skip or ("" if has_conversations(preset) else "there is no fine-tuned model")
         hub = section.to == "hub"
         return StagePlan(
             id=stage_id,

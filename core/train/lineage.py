@@ -12,7 +12,7 @@ import orjson
 import core
 from core.files import content_key
 from core.preset import Preset
-from core.stages.pretrain import total_steps, warmup_steps
+from core.stages.pretrain import batch_and_rates, total_steps, warmup_steps
 
 FREE_TO_CHANGE = {
     "stated_tokens_per_s",
@@ -37,9 +37,10 @@ Of the global batch the one that is really used counts, rounded up to whole micr
 
 def config_hash(preset: Preset, derived: Mapping[str, Any]) -> str:
     """SHA-256 of everything in the preset that decides the weights, with the batch, steps and precision as planned."""
+    rates = batch_and_rates(preset)
     document = {
         "model": preset.model.model_dump(),
-        "pretrain": preset.pretrain.model_dump(exclude=FREE_TO_CHANGE),
+        "pretrain": preset.pretrain.model_dump(exclude=FREE_TO_CHANGE) | {"lr": rates.lr, "min_lr": rates.min_lr},
         "split": preset.data.split,
         "seed": preset.seed,
         "derived": {key: derived[key] for key in ("steps", "warmup_steps", "global_batch", "precision")},

@@ -23,6 +23,7 @@ from core.errors import InputError, StageError
 from core.files import free_name, write_atomically
 from core.runs.directory import RunDirectory
 from core.stages.base import StageContext
+from core.stages.pretrain import batch_and_rates
 from core.train.checkpoint import Checkpoint, latest_verified, remove_leftovers, step_folders
 from core.train.lineage import config_hash_with_batch
 
@@ -82,7 +83,7 @@ def refuse_other_batch(context: StageContext, checkpoint: Checkpoint) -> None:
     raise InputError(
         f"{checkpoint.path} was trained with {batch} sequences in a step; {derived['processes']} process(es) of "
         f"micro_batch {derived['micro_batch']} make {derived['global_batch']}. The checkpoints stay as they are",
-        f"{what_makes(batch, derived['processes'], derived['micro_batch'], context.preset.pretrain.global_batch)}; to "
+        f"{what_makes(batch, derived['processes'], derived['micro_batch'], batch_and_rates(context.preset).global_batch)}; to "
         f"start from the beginning with another batch, move {context.run.checkpoints} away",
     )
 

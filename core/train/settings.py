@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from core.stages.pretrain import batch_and_rates
 from core.train.schedule import Schedule
 from core.train.vocabulary import Vocabulary
 
@@ -69,7 +70,7 @@ def train_settings(
     preset: Preset, derived: Mapping[str, Any], vocabulary: Vocabulary, device: torch.device
 ) -> TrainSettings:
     """Put together the run's numbers from its preset, the plan's derived ones and the tokenizer."""
-    section, shape = preset.pretrain, preset.model.shape()
+    section, shape, rates = preset.pretrain, preset.model.shape(), batch_and_rates(preset)
     rows = vocabulary.padded(preset.model.pad_vocab_to)
     return TrainSettings(
         steps=derived["steps"],
@@ -84,8 +85,8 @@ def train_settings(
         seed=preset.seed,
         schedule=Schedule(
             kind=section.schedule,
-            peak=section.lr,
-            floor=section.min_lr,
+            peak=rates.lr,
+            floor=rates.min_lr,
             warmup=derived["warmup_steps"],
             total=derived["steps"],
             decay_share=section.decay_share,

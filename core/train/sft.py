@@ -29,7 +29,7 @@ from core import folders
 from core.errors import InputError, StageError
 from core.runs.fingerprint import fingerprint
 from core.stages.base import Outcome, StageContext, StageStopped
-from core.stages.finetune import FinetuneSection
+from core.stages.finetune import FinetuneSection, valid_share
 from core.text.chat import chat_template, render
 from core.text.conversations import Conversations, Turn, read_conversations
 from core.train import sft_checkpoints, sft_result
@@ -70,7 +70,7 @@ def run_finetuning(context: StageContext) -> Outcome:
     end = check_tokenizer(tokenizer, config.vocab_size, str(source))
     conversations = context.plan["inputs"]["conversations"]
     found = read_conversations(conversations, templates.instruction, templates.response, [end])
-    data = prepare(found, tokenizer, templates, limit, section.valid_share, context.preset.seed)
+    data = prepare(found, tokenizer, templates, limit, valid_share(section), context.preset.seed)
     if ranks.is_main:
         say_what_was_read(context, found, data, limit)
         if section.zero and ranks.world_size == 1:

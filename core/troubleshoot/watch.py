@@ -6,6 +6,7 @@ Each guard is fed the records of metrics.jsonl, one a step, and has a `trouble` 
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import statistics
 from collections import deque
@@ -20,6 +21,8 @@ from core.language import tr
 from core.runs.records import json_records
 
 Record = Mapping[str, Any]
+CHECKPOINT_FOLDER = re.compile(r"(?:step-|global_step)\d+")
+"""Of our own trainer and of Megatron-DeepSpeed."""
 COMPILERS = frozenset(
     [
         "nvcc",
@@ -120,7 +123,7 @@ class Spike:
 
 @dataclass
 class OverflowLoop:
-    """Steps that fp16's loss scaling leaves out, one after another (`skipped` in the records counts them)."""
+    """Steps that fp16's loss scaling leaves out, one after another (`skipped_steps` in the records counts them)."""
 
     most: int = 5
     trouble: Trouble | None = None
@@ -128,7 +131,7 @@ class OverflowLoop:
     running: int = 0
 
     def feed(self, record: Record) -> None:
-        skipped = record.get("skipped")
+        skipped = record.get("skipped_steps")
         if not isinstance(skipped, int):
             return
         grew = 0 if self.before is None else skipped - self.before
@@ -313,7 +316,7 @@ def compiler_runs(pid: int | None) -> bool:
 
 def newest_checkpoint_size(folder: Path) -> int:
     """Bytes of the newest checkpoint's files; 0 where there is none."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and ".tmp" not in path.name]
+    found = [path for path in folder.glob("*step*") if CHECKPOINT_FOLDER.fullmatch(path.name) and path.is_dir()]
     if not found:
         return 0
     newest = max(found, key=lambda path: path.stat().st_mtime)

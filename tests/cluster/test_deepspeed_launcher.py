@@ -93,6 +93,14 @@ def test_a_path_that_a_shell_would_take_apart_is_refused(name: str, tmp_path: Pa
         argv_of(RunDirectory(tmp_path / name))
 
 
+def test_another_program_may_stand_in_place_of_the_stage(tmp_path: Path) -> None:
+    script = ["/x/pretrain_gpt.py", "--split", "949,50,1", "--tensorboard-dir", "/t/job_{host}_{started}", "--fp16"]
+    assert deepspeed_argv(RunDirectory(tmp_path), "pretrain", sys.executable, script)[-6:] == script
+    for word in ("a $b", "$(touch X)", "", "{node_rank}", "--x;y"):
+        with pytest.raises(InputError, match="to a shell on every node"):
+            deepspeed_argv(RunDirectory(tmp_path), "pretrain", sys.executable, [*script, word])
+
+
 @pytest.mark.parametrize("value", ["$(touch X)", "`touch X`", 'a"b', "a\\b", "a\nB=c", "%h", " a", "a ", "\x1b[2J"])
 def test_a_value_that_would_not_arrive_as_it_is_is_refused_by_name(value: str) -> None:
     with pytest.raises(StageError, match="cannot pass NAME="):

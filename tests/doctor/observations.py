@@ -160,11 +160,13 @@ MEGATRON = {
     "checkout": "/m",
     "present": True,
     "wins": "/m/megatron",
+    "installed": None,
     "core": None,
     "tag": "ucllm_nedo_v20240415.1.0",
     "commit": "1c68b0e",
     "changes": "",
 }
+STARTS = {"checkout": "/m", "ok": True, "stand_ins": ["apex", "torchvision"]}
 HELPERS = {
     "checkout": "/m",
     "suffix": SUFFIX,
@@ -271,6 +273,7 @@ PASSES: dict[str, dict[str, Any]] = {
     "apex.so": APEX,
     "flash.so": FLASH,
     "megatron.import": MEGATRON,
+    "megatron.start": STARTS,
     "megatron.helpers": HELPERS,
     "megatron.fused_kernels": FUSED,
     "gpu.count": NODE,
@@ -309,7 +312,7 @@ PASSES: dict[str, dict[str, Any]] = {
 
 ONE_NODE_SKIPS = ("ssh.same_host", "clock.skew", "fleet.equal")
 """Checks that compare nodes: on one alone they are skipped."""
-OF_ORIGINAL = ("apex.so", "flash.so", "megatron.import", "megatron.helpers", "megatron.fused_kernels")
+OF_ORIGINAL = ("apex.so", "flash.so", "megatron.import", "megatron.start", "megatron.helpers", "megatron.fused_kernels")
 """Checks that only the original profile makes."""
 OF_FLEET = ("ds.launcher", "ds.env_file", "net.hostname", "net.iface", "net.mtu", "creds", "creds.hub", "slurm")
 """Checks that ask for several nodes, another launcher or a log-in."""
@@ -428,7 +431,11 @@ TROUBLE: list[tuple[str, dict[str, Any], str, str]] = [
         "another torch or ABI",
     ),
     ("megatron.import", MEGATRON | {"present": False}, "fail", "no Megatron-DeepSpeed"),
-    ("megatron.import", MEGATRON | {"core": "0.16.0"}, "fail", "megatron-core 0.16.0 hides"),
+    ("megatron.import", MEGATRON | {"core": "0.16.0", "wins": "/s/megatron"}, "fail", "megatron-core 0.16.0 hides"),
+    ("megatron.import", MEGATRON | {"installed": "/s/megatron", "wins": "/s/megatron"}, "fail", "in /s/megatron hides"),
+    ("megatron.import", MEGATRON | {"core": "0.16.0"}, "warn", "megatron-core 0.16.0 would hide"),
+    ("megatron.start", STARTS | {"ok": False, "error": "ModuleNotFoundError: No module named 'six'"}, "fail", "'six'"),
+    ("megatron.start", STARTS | {"ok": False, "error": "RuntimeError: operator torchvision::nms"}, "fail", "nms"),
     ("megatron.import", MEGATRON | {"tag": None}, "fail", "is at 1c68b0e"),
     ("megatron.import", MEGATRON | {"changes": " M megatron/training.py"}, "warn", "M megatron/training.py"),
     (
@@ -437,6 +444,7 @@ TROUBLE: list[tuple[str, dict[str, Any], str, str]] = [
         "fail",
         "built for another Python",
     ),
+    ("megatron.helpers", HELPERS | {"built": None}, "warn", "are not built"),
     ("megatron.helpers", HELPERS | {"newer": False}, "fail", "older than their source"),
     ("megatron.helpers", HELPERS | {"error": "ImportError: GLIBCXX"}, "fail", "GLIBCXX"),
     ("megatron.fused_kernels", FUSED | {"lock_age": 900}, "fail", "lock 15 min ago"),

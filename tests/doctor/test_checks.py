@@ -51,7 +51,7 @@ def test_every_check_is_complete() -> None:
     """Its recorded observations, a docstring, a group, an observation that the probe makes, and a fix with a preview."""
     observed = {name for name, *_ in OBSERVATIONS}
     troubled = {check_id for check_id, *_ in TROUBLE} | {check_id for check_id, *_ in COMPARED}
-    assert len(CHECKS) == len(BY_ID) == 58
+    assert len(CHECKS) == len(BY_ID) == 59
     for check in CHECKS:
         assert check.id in PASSES, check.id
         assert check.id in troubled, check.id

@@ -313,7 +313,7 @@ PLANTED: list[tuple[str, Callable[[Environment], object], str, str, str]] = [
     ("no flash-attn", lambda e: e.package("flash-attn", None), "flash.so", "fail", "not installed"),
     ("another tag", lambda e: subprocess.run(["git", "-C", e.checkout, "tag", "-d", TAG], check=True, capture_output=True), "megatron.import", "fail", "is at "),
     ("a changed checkout", lambda e: (e.checkout / "megatron" / "__init__.py").write_text("x = 1\n"), "megatron.import", "warn", "megatron/__init__.py"),
-    ("megatron-core in the way", lambda e: e.package("megatron-core", "0.16.0"), "megatron.import", "fail", "megatron-core 0.16.0"),
+    ("megatron-core beside it", lambda e: e.package("megatron-core", "0.16.0"), "megatron.import", "warn", "megatron-core 0.16.0 would hide"),
     ("helpers for another Python", lambda e: helpers(e).rename(helpers(e).with_name(f"helpers{OTHER_SUFFIX}")), "megatron.helpers", "fail", "another Python"),
     ("helpers older than their source", lambda e: os.utime(helpers(e), (0, 0)), "megatron.helpers", "fail", "older"),
     ("helpers that are cut off", lambda e: helpers(e).write_bytes(helpers(e).read_bytes()[:900]), "megatron.helpers", "fail", "do not import"),

@@ -16,6 +16,10 @@ TRACEBACK = """start
 [rank0]: torch.distributed.DistBackendError: the cascade
 bye
 """
+DEEPSPEED = """usage: pretrain_gpt.py [-h]
+{why}[2026-11-24 21:03:16,053] [INFO] [launch.py:335:sigkill_handler] Killing subprocess 28083
+[2026-11-24 21:03:16,053] [ERROR] [launch.py:341:sigkill_handler] ['python', '-u', 'pretrain_gpt.py'] exits with return code = 2
+"""
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,12 @@ bye
         ("a\nerror: our own words\nTraceback (most recent call last):\nValueError: x\n", 2, "our own words"),
         (TRACEBACK, 4, "[rank1]: RuntimeError: the cause"),
         ("one\ntwo\n\n", 2, "two"),
+        (
+            DEEPSPEED.format(why="pretrain_gpt.py: error: unrecognized arguments: --x\n"),
+            2,
+            "pretrain_gpt.py: error: unrecognized arguments: --x",
+        ),
+        (DEEPSPEED.format(why=""), 1, "usage: pretrain_gpt.py [-h]"),
         ("\x1b[31merror: in colour\x1b[0m\n", 1, "in colour"),
     ],
 )

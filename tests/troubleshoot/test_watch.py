@@ -66,12 +66,12 @@ def test_a_loss_that_jumps_and_stays_is_a_spike_until_it_is_back() -> None:
 def test_overflows_in_a_row_are_a_loop_and_single_ones_are_not() -> None:
     guard = OverflowLoop()
     for step, skipped in enumerate([0, 1, 1, 2, 2, 3, 4, 5, 6]):
-        guard.feed({"step": step, "skipped": skipped})
+        guard.feed({"step": step, "skipped_steps": skipped})
         assert guard.trouble is None
-    guard.feed({"step": 9, "skipped": 7})
+    guard.feed({"step": 9, "skipped_steps": 7})
     assert guard.trouble is not None
     assert guard.trouble.verdict == "fp16-overflow-skip"
-    guard.feed({"step": 10, "skipped": 7})
+    guard.feed({"step": 10, "skipped_steps": 7})
     assert guard.trouble is None
 
 

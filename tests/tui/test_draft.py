@@ -23,8 +23,6 @@ from tui.form import all_fields
 FACTS = Facts(python="/py/bin/python", host="head", cores=8, memory=64 << 30, disk_free=1 << 40, path="/usr/bin")
 CHANGES = {
     "pretrain.lr": "1e-3",
-    "pretrain.steps": "12",
-    "model.size": "null",
     "tokenizer.user_defined_symbols": r'["<s>", "</s>", "<pad>", "<EOD>", "\n"]',
     "finetune.instruction_template": "### Human:",
     "finetune.files": "[chat one.jsonl, '二.jsonl']",
@@ -33,6 +31,17 @@ CHANGES = {
     "upload_pretrained.test_prompt": r"""  "It's \"so\": $HOME\n" """.strip(),
     "data.append_eod": "false",
 }
+
+
+OF_OUR_OWN = {"pretrain.steps": "12", "model.size": "null"}
+OF_THE_ORIGINAL = {
+    "cluster.processes": "16",
+    "pretrain.global_batch": "512",
+    "megatron.checkout": "Megatron-DeepSpeed",
+    "megatron.data_folders": "[]",
+    "finetune.checkout": "llm-jp-sft",
+}
+"""Its presets name sizes and tokens, and no checkout."""
 
 
 def plan_of_command(line: str, runs_dir: Path) -> dict[str, Any]:
@@ -57,10 +66,11 @@ def test_screen_file_and_command_line_make_the_same_plan(
     monkeypatch.chdir(tmp_path)
     draft = Draft.from_preset(preset)
     draft.name = "tried"
-    for key, text in CHANGES.items():
+    changes = CHANGES | (OF_THE_ORIGINAL if load_preset(preset).preset.original else OF_OUR_OWN)
+    for key, text in changes.items():
         assert draft.set(key, text) is None, key
     shown = draft.plan(FACTS, tmp_path).document()
-    assert shown["preset"]["pretrain"]["steps"] == 12
+    assert shown["preset"]["pretrain"]["lr"] == 1e-3
     assert shown["preset"]["finetune"]["files"] == [str(tmp_path / "chat one.jsonl"), str(tmp_path / "二.jsonl")]
     assert plan_of_command(draft.command_line(), tmp_path) == shown
     path = tmp_path / "elsewhere" / f"{preset}.yaml"

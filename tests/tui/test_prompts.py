@@ -57,8 +57,9 @@ ASKED = [
     question.key
     for question in QUESTIONS
     if question.key not in ("corpus.text_key", "pretrain.tokens", "upload_pretrained.repo", "upload_finetuned.repo")
+    and not question.key.startswith("megatron.")
 ]
-"""What the quickstart's walk asks: its model has dimensions and its run has steps."""
+"""What the quickstart's walk asks: its model has dimensions, and its run has steps and our own trainer."""
 
 
 def leave(screen: ScreenInPty, enter: str = "\n") -> None:

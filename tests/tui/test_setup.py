@@ -122,7 +122,7 @@ async def test_enter_goes_from_field_to_field_to_the_next_step_and_at_last_to_th
         screen = await open_setup(pilot)
         await pilot.press("enter")
         await until(pilot, lambda: screen._focused is NAME)
-        await pilot.press(*["enter"] * 14)
+        await pilot.press(*["enter"] * 15)
         await until(pilot, lambda: screen._focused is not None and screen._focused.key == "cluster.node_wait")
         await pilot.press("enter")
         await until(pilot, lambda: screen._focused is not None and screen._focused.key == "corpus.files")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import on, work
 from textual.binding import Binding, BindingType
@@ -38,7 +39,8 @@ COLUMNS = {"state": 9, "stage": 20, "age": 8, "loss": 6}
 SLIM, SLIM_STAGE = 76, 12
 """Below so many columns of the terminal the stage is cut, not the name."""
 LONGEST_NAME = 40
-PRESET_CELLS = 22
+PRESET_CELLS = 22, 44
+"""The narrowest and the widest column of presets' names."""
 
 
 class HomeScreen(WizardScreen[None]):
@@ -128,8 +130,14 @@ class HomeScreen(WizardScreen[None]):
     def show_presets(self, message: PresetsListed) -> None:
         self._sources = {f"preset {row.source}": row.source for row in message.presets}
         items: list[Item] = []
+        least, most = PRESET_CELLS
+        cells = min(
+            most, self.size.width // 2 - 4, max([least, *(cell_len(one_line(row.source)) for row in message.presets)])
+        )
         for row in message.presets:
-            line = in_columns(Text(one_line(row.source), style="bold"), PRESET_CELLS).append("  ")
+            # What is wrong with a preset is worth more room than that its column lines up.
+            name = Text(one_line(row.source), style="bold")
+            line = in_columns(name, least if row.trouble else cells).append("  ")
             if row.trouble:
                 line.append_text(mark("fail")).append(f"  {one_line(row.trouble)}")
             else:

@@ -22,6 +22,7 @@ _STATES = {
     "stage-failed": "failed",
     "stage-stopped": "stopped",
     "stop-requested": "stopped",
+    "phase": "running",
     "warning": "warn",
     "checkpoint": "pass",
     "checkpoint-saved": "pass",
@@ -87,6 +88,8 @@ def event_text(event: Mapping[str, Any]) -> str:
     if kind == "stop-requested":
         by = event.get("by")
         return tr("{who} asked to stop", who=by) if by else tr("a signal asked to stop")
+    if kind == "phase":
+        return f"{stage}: {event.get('text', '')}"
     if kind == "warning":
         return tr("warning: {words}", words=event.get("text", ""))
     if kind in ("checkpoint", "checkpoint-saved"):

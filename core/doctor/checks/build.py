@@ -22,7 +22,7 @@ def cxx(value: Values, needs: Needs) -> Verdict:
             needs,
             tr("no working {names}", names=tr(" or ").join(absent + broken)),
             tr("a C and a C++ compiler"),
-            setup.install_gcc(needs) if needs.original else advice("build.cxx", "apt-get install g++"),
+            setup.install_gcc(needs) if needs.profile.conda else advice("build.cxx", "apt-get install g++"),
         )
     compiler = setup.gcc_major(value["c++"])
     nvcc = needs.profile.cuda or (value["nvcc"] if needs.gpus and needs.builds_kernels else None)
@@ -35,7 +35,7 @@ def cxx(value: Values, needs: Needs) -> Verdict:
             found=value["c++"]["version"],
             why=tr("nvcc ends with “unsupported GNU version”"),
             fix=setup.install_gcc(needs)
-            if needs.original
+            if needs.profile.conda
             else advice("build.cxx", f"export CC=gcc-{newest} CXX=g++-{newest}"),
         )
     return Verdict("pass", value["c++"]["version"])
@@ -46,7 +46,7 @@ def ninja(value: Values, needs: Needs) -> Verdict:
     install = Fix(
         "build.ninja", "safe", (Command((needs.python, "-m", "pip", "install", "--force-reinstall", "ninja")),)
     )
-    if needs.original:
+    if needs.original and needs.megatron:
         install = setup.install_flash(needs)
     if value["path"] is None or value["version"].startswith("error"):
         what = tr("no ninja") if value["path"] is None else tr("ninja does not run: {error}", error=value["version"])
@@ -63,7 +63,7 @@ def headers(value: Values, needs: Needs) -> Verdict:
             tr("the headers of Python"),
             advice("build.headers", "apt-get install python3-dev"),
         )
-    if needs.original:
+    if needs.megatron:
         suffix, other = value["suffix"], value["config_suffix"]
         if value["config"] and other != suffix:
             return Verdict(

@@ -126,7 +126,7 @@ def nvcc_vs_torch(value: Values, needs: Needs) -> Verdict:
 
 
 def _toolkit(needs: Needs, cuda: str) -> Fix:
-    if needs.original:
+    if needs.profile.conda:
         return setup.install_toolkit(needs)
     return advice("cuda.nvcc_vs_torch", f"conda install -c nvidia cuda-toolkit={cuda} -y")
 

@@ -17,7 +17,8 @@ def _needed(needs: Needs) -> bool:
 def _reinstall(needs: Needs, fix_id: str) -> Fix:
     if needs.original:
         return setup.install_deepspeed(needs)
-    install = (needs.python, "-m", "pip", "install", "--force-reinstall", "--no-deps", "--no-cache-dir", "deepspeed")
+    version = "deepspeed" + needs.profile.requires["deepspeed"]
+    install = (needs.python, "-m", "pip", "install", "--force-reinstall", "--no-deps", "--no-cache-dir", version)
     return Fix(fix_id, "rebuild", (Command(install),))
 
 

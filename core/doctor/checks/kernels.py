@@ -16,7 +16,7 @@ STALE_LOCK_S = 300
 
 
 def _not_used(needs: Needs) -> Verdict | None:
-    return None if needs.original else Verdict("skip", tr("the modern profile does not use it"))
+    return None if needs.megatron else Verdict("skip", tr("this plan runs no Megatron-DeepSpeed"))
 
 
 def apex(value: Values, needs: Needs) -> Verdict:
@@ -26,6 +26,8 @@ def apex(value: Values, needs: Needs) -> Verdict:
     modules = dict(value["modules"])
     missing = [name for name, module in modules.items() if not module["fitting"]]
     other = [path for name in missing for path in modules[name]["files"]]
+    if not needs.original:
+        return _apex_or_stand_ins(value["apex"], missing, needs)
     if value["apex"] is None:
         summary = tr("apex is not installed")
     elif other:
@@ -47,16 +49,40 @@ def apex(value: Values, needs: Needs) -> Verdict:
     )
 
 
+def _apex_or_stand_ins(version: str | None, missing: list[str], needs: Needs) -> Verdict:
+    """What is installed is imported before a stand-in, also where it cannot work."""
+    if version is None:
+        return Verdict("skip", tr("stand-ins made of PyTorch take the place of apex"))
+    if missing:
+        return Verdict(
+            "fail",
+            tr("apex {version} is installed without {modules}", version=version, modules=", ".join(missing)),
+            expected=tr("apex with its extensions, or none"),
+            found=tr("absent: {names}", names=", ".join(missing)),
+            why=tr("an installed apex is imported before its stand-in, and ends Megatron's start"),
+            fix=Fix("apex.so", "destructive", (Command((needs.python, "-m", "pip", "uninstall", "-y", "apex")),)),
+            stages=("pretrain",),
+        )
+    return Verdict("pass", tr("apex {version}", version=version))
+
+
 def flash(value: Values, needs: Needs) -> Verdict:
     """flash-attn's extension belongs to one torch, one CUDA and one Python; with another it fails on a symbol."""
     module = value["modules"]["flash_attn_2_cuda"]
-    if value["version"] is None and not needs.original:
+    if needs.megatron and not needs.flash:
+        return Verdict("skip", tr("Megatron is not asked for flash-attn"))
+    if value["version"] is None and not needs.megatron:
         return Verdict("skip", tr("flash-attn is not installed; the modern profile does without"))
-    repair = setup.install_flash(needs) if needs.original else _rebuild_flash(needs)
+    if needs.original:
+        repair = setup.install_flash(needs)
+    elif needs.megatron and value["version"] is None:
+        repair = advice("flash.so", "llm-wizard run ... --set megatron.flash_attention=false")
+    else:
+        repair = _rebuild_flash(needs)
     expected = f"flash_attn_2_cuda{value['suffix']}"
     if value["version"] is None or not module["fitting"]:
         return Verdict(
-            "fail" if needs.original else "warn",
+            "fail" if needs.megatron else "warn",
             tr("flash-attn is not installed")
             if value["version"] is None
             else tr("flash-attn is built for another Python"),
@@ -70,7 +96,7 @@ def flash(value: Values, needs: Needs) -> Verdict:
     if imported is not None and not imported["ok"]:
         symbol = "undefined symbol" in str(imported["error"])
         return Verdict(
-            "fail" if needs.original else "warn",
+            "fail" if needs.megatron else "warn",
             tr("flash-attn was built for another torch or ABI") if symbol else tr("flash-attn does not import"),
             expected=tr("`import flash_attn_2_cuda` works"),
             found=str(imported["error"]),
@@ -111,18 +137,15 @@ def megatron(value: Values, needs: Needs) -> Verdict:
             fix=setup.install_megatron(needs),
             stages=("pretrain",),
         )
-    if value["core"]:
+    other = _other_copy(value)
+    if str(wins) != f"{checkout}/megatron":
         return Verdict(
             "fail",
-            tr("megatron-core {version} hides the checkout", version=value["core"]),
+            tr("{other} hides the checkout", other=other or tr("another copy")),
             expected=tr("`import megatron` finds {folder}", folder=checkout),
             found=str(wins),
             why=tr("pretraining and preprocess_data.py import another library's code"),
-            fix=Fix(
-                "megatron.import",
-                "destructive",
-                (Command((needs.python, "-m", "pip", "uninstall", "-y", "megatron-core")),),
-            ),
+            fix=_uninstall_core(needs) if value["core"] else advice("megatron.import", f"mv {wins} {wins}.bak"),
             stages=("pretrain",),
         )
     if value["tag"] != tag:
@@ -133,6 +156,18 @@ def megatron(value: Values, needs: Needs) -> Verdict:
             found=str(value["tag"] or value["commit"]),
             why=tr("options and log lines differ between versions"),
             fix=Fix("setup.megatron", "rebuild", setup.checkout(needs, "Megatron-DeepSpeed")),
+            stages=("pretrain",),
+        )
+    if other:
+        return Verdict(
+            "warn",
+            tr("{other} would hide the checkout from programs that are started by hand", other=other),
+            expected=tr("`import megatron` finds {folder}", folder=checkout),
+            found=str(value["installed"] or value["core"]),
+            why=tr(
+                "a run puts the checkout first on PYTHONPATH; without that, preprocess_data.py imports another library's code"
+            ),
+            fix=_uninstall_core(needs) if value["core"] else advice("megatron.import", f"export PYTHONPATH={checkout}"),
             stages=("pretrain",),
         )
     if value["changes"]:
@@ -148,6 +183,50 @@ def megatron(value: Values, needs: Needs) -> Verdict:
     return Verdict("pass", tr("Megatron-DeepSpeed at {tag}", tag=tag))
 
 
+OWN_INSTALLATION = "0.2.0"
+"""The version of the megatron-core that `python setup.py install` makes of the checkout itself, as the original's README has it."""
+
+
+def _other_copy(value: Values) -> str:
+    """The installed `megatron` that is neither the checkout nor made of it, in words; empty for none."""
+    core, installed = value["core"], value["installed"]
+    if core == OWN_INSTALLATION or (installed or "").startswith(f"{value['checkout']}/"):
+        return ""
+    if core:
+        return tr("megatron-core {version}", version=core)
+    return tr("another `megatron` in {folder}", folder=installed) if installed else ""
+
+
+def _uninstall_core(needs: Needs) -> Fix:
+    uninstall = (needs.python, "-m", "pip", "uninstall", "-y", "megatron-core")
+    return Fix("megatron.import", "destructive", (Command(uninstall),))
+
+
+def start(value: Values, needs: Needs) -> Verdict:
+    """Megatron imports vision models, apex and DeepSpeed's compression before it reads an argument: one missing name ends it there."""
+    if skip := _not_used(needs):
+        return skip
+    if not value["checkout"]:
+        return Verdict("skip", tr("this plan runs no Megatron-DeepSpeed"))
+    if value["ok"]:
+        names = ", ".join(value["stand_ins"])
+        return Verdict(
+            "pass",
+            tr("it imports; stand-ins for {names}", names=names) if names else tr("it imports, without stand-ins"),
+        )
+    return Verdict(
+        "fail",
+        tr("Megatron-DeepSpeed does not import"),
+        expected=tr("`import megatron.training` works"),
+        found=str(value["error"]),
+        why=tr("every rank ends before the training begins"),
+        fix=setup.install_requirements(needs)
+        if "No module named" in str(value["error"])
+        else advice("megatron.start", "docs/megatron.md"),
+        stages=("pretrain",),
+    )
+
+
 def helpers(value: Values, needs: Needs) -> Verdict:
     """“cannot import name 'helpers'”: the Makefile asked the python3-config of another Python for the file's name."""
     if skip := _not_used(needs):
@@ -155,11 +234,20 @@ def helpers(value: Values, needs: Needs) -> Verdict:
     if not value["source"]:
         return Verdict("skip", tr("no Megatron-DeepSpeed in {folder}", folder=value["checkout"]))
     expected = f"helpers{value['suffix']}"
-    if value["built"] is None:
-        found = ", ".join(value["others"])
-        summary = (
-            tr("Megatron's helpers are built for another Python") if found else tr("Megatron's helpers are not built")
+    if value["built"] is None and not value["others"]:
+        return Verdict(
+            "warn",
+            tr("Megatron's helpers are not built"),
+            expected=expected,
+            found=tr("absent"),
+            why=tr(
+                "Megatron builds them at its first start, for whichever Python the first python3-config on PATH belongs to"
+            ),
+            fix=setup.build_helpers(needs),
+            stages=("pretrain",),
         )
+    if value["built"] is None:
+        found, summary = ", ".join(value["others"]), tr("Megatron's helpers are built for another Python")
     elif not value["newer"]:
         found, summary = tr("older than helpers.cpp"), tr("Megatron's helpers are older than their source")
     elif value["error"]:
@@ -183,6 +271,20 @@ def fused_kernels(value: Values, needs: Needs) -> Verdict:
         return skip
     if not value["present"]:
         return Verdict("skip", tr("no Megatron-DeepSpeed in {folder}", folder=value["checkout"]))
+    if not needs.fused_kernels:
+        return Verdict("skip", tr("Megatron is not asked for its fused kernels"))
+    if not needs.original:
+        return Verdict(
+            "fail",
+            tr("Megatron's fused kernels do not go with the stand-ins for apex"),
+            expected="megatron.fused_kernels: false",
+            found="megatron.fused_kernels: true",
+            why=tr(
+                "apex's gradient accumulation has no stand-in, and CUDA 13 no longer compiles for the GPUs that the kernels name"
+            ),
+            fix=advice("megatron.fused_kernels", "llm-wizard run ... --set megatron.fused_kernels=false"),
+            stages=("pretrain",),
+        )
     if not value["built"]:
         return Verdict("pass", tr("not built yet: the first start builds them"))
     fix = setup.build_kernels(needs)
@@ -239,6 +341,15 @@ CHECKS: tuple[Check, ...] = (
         "kernels",
         megatron,
         fix="setup.megatron",
+        stages="training",
+    ),
+    Check(
+        "megatron.start",
+        tr_later("the import of Megatron-DeepSpeed"),
+        "kernels",
+        start,
+        tier="full",
+        fix="setup.requirements",
         stages="training",
     ),
     Check(

@@ -17,8 +17,10 @@ from core.language import tr, tr_later
 
 def python_env(value: Values, needs: Needs) -> Verdict:
     """Every stage runs under the training Python; another one than was meant answers where a shell's start-up files change PATH."""
-    if needs.original:
+    if needs.profile.conda:
         another = setup.create_environment(needs)
+    elif needs.megatron:
+        another = advice("python.env", "llm-wizard run ... --set megatron.python=/path/to/another/python")
     else:
         another = advice("python.env", "llm-wizard run ... --set cluster.python=/path/to/a/newer/python")
     if "error" in value:
@@ -33,9 +35,19 @@ def python_env(value: Values, needs: Needs) -> Verdict:
     version = version_of(value["version"])
     summary = tr("Python {version} at {python}", version=value["version"], python=value["executable"])
     wanted = ".".join(map(str, needs.profile.python))
-    if needs.profile.python_exact and version[:2] != needs.profile.python:
+    if needs.unset:
         return Verdict(
             "fail",
+            tr("{key} is not set", key=needs.unset),
+            expected=f"{needs.unset}: {needs.python}",
+            found=tr("empty: the run would start the Python of this tool"),
+            why=tr("the original's packages are in an environment of their own"),
+            fix=advice("python.env", f"llm-wizard run ... --set {needs.unset}={needs.python}"),
+            stages=("data", "pretrain", "finetune"),
+        )
+    if needs.profile.python_exact and version[:2] != needs.profile.python:
+        return Verdict(
+            "fail" if needs.exact else "warn",
             tr("{python} is not Python {wanted}", python=summary, wanted=wanted),
             expected=tr("Python {wanted}", wanted=wanted),
             found=value["version"],
@@ -78,12 +90,12 @@ def python_pins(value: Values, needs: Needs) -> Verdict:
         # A nightly's "2.13.0.dev" still says enough.
         return Verdict("pass", ", ".join(f"{name} {versions[name]}" for name in needs.packages))
     wanted = sorted(missing + wrong)
-    exact = needs.original
+    exact = needs.original or needs.profile.name == "megatron-modern"
     parts = [tr("not installed: {names}", names=", ".join(missing))] if missing else []
     if wrong:
         found = ", ".join(f"{name} {versions[name]}" for name in wrong)
         parts.append(tr("not at their pins: {found}", found=found) if exact else tr("too old: {found}", found=found))
-    if exact:
+    if exact and needs.megatron:
         fix = setup.install_requirements(needs)
     else:
         # torch before DeepSpeed, whose own build imports it.
@@ -97,7 +109,7 @@ def python_pins(value: Values, needs: Needs) -> Verdict:
         fix = Fix("python.pins", "safe" if not wrong else "rebuild", tuple(commands))
     blocked = {stage for name in wanted for stage in needs.packages[name]}
     return Verdict(
-        "fail",
+        "fail" if missing or needs.exact or not needs.original else "warn",
         "; ".join(parts),
         expected=", ".join(name + requires.get(name, "") for name in wanted),
         found=", ".join(f"{name} {versions[name] or tr('absent')}" for name in wanted),
