@@ -148,6 +148,8 @@ class Step:
     stage: str
     """The stage whose command and numbers belong to it."""
     sections: tuple[str, ...]
+    only_with: tuple[str, str] | None = None
+    """A key and the value of it without which nothing of the step counts."""
 
 
 STEPS = (
@@ -156,7 +158,8 @@ STEPS = (
     Step("tokenizer", tr_later("Tokenizer"), "tokenizer", ("tokenizer",)),
     Step("data", tr_later("Data"), "data", ("data",)),
     Step("model", tr_later("Model"), "pretrain", ("model",)),
-    Step("pretrain", tr_later("Pretraining"), "pretrain", ("pretrain", "megatron")),
+    Step("pretrain", tr_later("Pretraining"), "pretrain", ("pretrain",)),
+    Step("megatron", tr_later("Megatron"), "pretrain", ("megatron",), only_with=("pretrain.backend", "megatron")),
     Step("tracking", tr_later("W&B"), "pretrain", ("wandb",)),
     Step("convert", tr_later("Conversion"), "convert", ("convert",)),
     Step("upload-pretrained", tr_later("Publishing"), "upload-pretrained", ("upload_pretrained",)),

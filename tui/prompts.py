@@ -24,16 +24,13 @@ from core.text.plain import plain
 from tui.asking import EMPTY_ANSWER, Asker, LineAsker, asker
 from tui.draft import Draft
 from tui.form import EMPTY, STEPS, FieldSpec, Step, all_fields, section_name
+from tui.walk import steps_for
 
 Condition = Callable[[Draft], bool]
 
 
 def _always(_draft: Draft) -> bool:
     return True
-
-
-def _uses_megatron(draft: Draft) -> bool:
-    return bool(draft.value("pretrain.backend") == "megatron")
 
 
 class Question(NamedTuple):
@@ -59,9 +56,9 @@ QUESTIONS = (
     Question("pretrain.global_batch"),
     Question("pretrain.micro_batch"),
     Question("pretrain.lr"),
-    Question("megatron.checkout", _uses_megatron),
-    Question("megatron.tensor_parallel", _uses_megatron),
-    Question("megatron.pipeline_parallel", _uses_megatron),
+    Question("megatron.checkout"),
+    Question("megatron.tensor_parallel"),
+    Question("megatron.pipeline_parallel"),
     Question("wandb.mode"),
     Question("upload_pretrained.to"),
     Question("upload_pretrained.repo", lambda draft: draft.value("upload_pretrained.to") == "hub"),
@@ -88,7 +85,7 @@ def init(options: argparse.Namespace) -> int:
         with asker() as ask:
             _greet(ask)
             draft = Draft.from_preset(getattr(options, "preset", None) or _choose_preset(ask))
-            asked = [step for step in STEPS if _questions(step)]
+            asked = [step for step in steps_for(draft) if _questions(step)]
             for number, step in enumerate(asked, 1):
                 ask.say(f"\n{number}/{len(asked)} {tr(step.title)}")
                 _ask_step(ask, draft, step)

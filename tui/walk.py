@@ -23,6 +23,11 @@ def specs_of(step: Step) -> list[FieldSpec]:
     return own + [spec for section in step.sections for spec in fields_of(section)]
 
 
+def steps_for(draft: Draft) -> list[Step]:
+    """The steps of the walk whose values count in this draft, in their order."""
+    return [step for step in STEPS if step.only_with is None or draft.value(step.only_with[0]) == step.only_with[1]]
+
+
 def step_with(key: str) -> Step | None:
     """The step with the field of a key, or with a whole section."""
     return STEPS[0] if key == NAME.key else step_of(key)

@@ -24,12 +24,12 @@ from tui.doctor_process import examine
 from tui.draft import Draft
 from tui.editor import edited, find_editor
 from tui.environment_look import EnvironmentLook
-from tui.form import STEPS, FieldSpec, Step
+from tui.form import STEPS, FieldSpec, Step, all_fields
 from tui.messages import DoctorEnded, DoctorSaid, Planned, WorkFailed
 from tui.screens.base import WizardScreen
 from tui.status_marks import coloured_glyph, glyph
 from tui.verb import preset_options
-from tui.walk import NAME, problems_by_field, specs_of, step_with
+from tui.walk import NAME, problems_by_field, specs_of, step_with, steps_for
 from tui.widgets.field_row import FieldRow
 from tui.widgets.keyed_list import Item, KeyedList
 from tui.widgets.plan_panel import PlanPanel
@@ -145,9 +145,10 @@ class SetupScreen(WizardScreen[None]):
 
     def _show_steps(self) -> None:
         items: list[Item] = []
-        for step in STEPS:
+        in_trouble = self._step_in_trouble()
+        for step in self._steps():
             sign = Text("  ")
-            if any(step_with(key) is step for key in self._problems):
+            if step is in_trouble or any(step_with(key) is step for key in self._problems):
                 sign = coloured_glyph("fail")
             elif self._draft and any(step_with(key) is step for key in self._draft.changes):
                 sign = Text("* ", style="yellow")
@@ -157,6 +158,15 @@ class SetupScreen(WizardScreen[None]):
         items.append((TO_PLAN, Text("  ").append(tr("Plan, launch"), style="bold")))
         with self.prevent(OptionList.OptionHighlighted):
             self.query_one("#steps", KeyedList).show(items)
+
+    def _steps(self) -> list[Step]:
+        """The steps that this draft has; the one in front of the user stays there, whatever he chooses in it."""
+        return [step for step in STEPS if self._draft is None or step is self._step or step in steps_for(self._draft)]
+
+    def _step_in_trouble(self) -> Step | None:
+        """The step with the key that the planner's refusal begins with, where there is no plan."""
+        key = self._planned.trouble.split(" ")[0].rstrip(":")
+        return step_with(key) if key in all_fields() else None
 
     async def _show_step(self, step: Step) -> StepForm:
         """Show the fields of a step; they are made when they are first looked at."""
@@ -252,11 +262,12 @@ class SetupScreen(WizardScreen[None]):
             (await self._show_step(step)).focus_first()
 
     async def action_next_step(self) -> None:
-        place = STEPS.index(self._step) + 1
-        if self._draft is None or place == len(STEPS):
+        steps = self._steps()
+        place = steps.index(self._step) + 1
+        if self._draft is None or place == len(steps):
             self.action_plan()
             return
-        form = await self._show_step(STEPS[place])
+        form = await self._show_step(steps[place])
         self._put_cursor_on(self._step.id)
         form.focus_first()
 
@@ -266,7 +277,7 @@ class SetupScreen(WizardScreen[None]):
 
     def action_steps(self) -> None:
         self.query_one("#steps").focus()
-        self._draw_help()
+        self.call_after_refresh(self._draw_help)
 
     def action_plan(self) -> None:
         if self._draft is not None:
@@ -327,7 +338,9 @@ class SetupScreen(WizardScreen[None]):
             self._plan()
         if message.edition == self._edition:
             self.query_one(PlanPanel).border_subtitle = ""
+        self._show_steps()
         self._draw_plan()
+        self._draw_help()
 
     @on(WorkFailed)
     def take_failure(self, message: WorkFailed) -> None:
@@ -357,6 +370,8 @@ class SetupScreen(WizardScreen[None]):
                 "Not right yet: {sign} marks the steps with wrong values, the plan says what. ^o opens all as text.",
                 sign=glyph("fail"),
             )
+        if self._planned.trouble:
+            return tr("Not complete yet: the plan says what is missing, and {sign} where it is.", sign=glyph("fail"))
         return tr("Every field has a value already: ^g shows the plan and launches it. Enter goes through the fields.")
 
     def action_widen_plan(self) -> None:
