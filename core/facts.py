@@ -53,6 +53,12 @@ class Facts:
     sizes: dict[str, int] = field(default_factory=dict)
     """Sizes of the preset's input files; a file that is missing is absent."""
 
+    def memory_for(self, device: str, processes: int) -> int | None:
+        """Bytes for one of a node's processes: the smallest GPU's, or its share of main memory; None for GPUs that nobody has seen yet."""
+        if device == "cpu":
+            return self.memory // processes
+        return min((gpu.memory for gpu in self.gpus), default=0) or None
+
 
 def gather_facts(runs_dir: Path, python: str | None, files: list[str], gpus: tuple[Gpu, ...] | None = None) -> Facts:
     """Ask the machine. Never raises for a missing GPU, driver or file; StageError for a driver or a GPU that does not answer."""

@@ -106,6 +106,8 @@ def _pretrain_rows(d: dict[str, Any]) -> list[tuple[str, str]]:
         time = (
             f"{duration(d['estimated_seconds'])} at {count(d['stated_tokens_per_s'])} tokens/s (stated, not measured)"
         )
+    available = d["memory_available"]
+    of = "an amount not known yet" if available is None else size(available)
     return [
         ("parameters", f"{d['parameters']:,} ({d['parameters_without_embeddings']:,} without embeddings)"),
         ("FLOPs per token", f"{d['flops_per_token']:,}"),
@@ -116,7 +118,7 @@ def _pretrain_rows(d: dict[str, Any]) -> list[tuple[str, str]]:
         ("warm-up", f"{d['warmup_steps']:,} steps"),
         (
             "memory per process",
-            f"about {size(d['memory_total'])} of {size(d['memory_available'])}{_fits(d['memory_fits'])}",
+            f"about {size(d['memory_total'])} of {of}{_fits(d['memory_fits'])}",
         ),
         ("", parts),
         ("checkpoint", size(d["checkpoint_bytes"])),
@@ -130,7 +132,7 @@ def _parallel_rows(d: dict[str, Any]) -> list[tuple[str, str]]:
     if "tensor_parallel" not in d:
         return []
     parts = [f"{d[f'{name}_parallel']} {name}" for name in ("data", "pipeline", "tensor")]
-    return [("parallel", f"{' x '.join(parts)} = {d['processes']} processes")]
+    return [("parallel", f"{' x '.join(parts)} = {d['processes']} process{'es' * (d['processes'] != 1)}")]
 
 
 def _megatron_rows(d: dict[str, Any]) -> list[tuple[str, str]]:

@@ -31,8 +31,8 @@ def _missing(stage: StagePlan, plan: Plan, run_root: Path) -> list[str]:
     for name, paths in stage.inputs.items():
         for path in paths:
             if not path.startswith(f"{run_root}{os.sep}"):
-                if path in made and made[path].id == "data" and not made[path].skip:
-                    continue  # token files may lie outside of the run: data.output_folder
+                if path in made and made[path].id in ("data", "pretrain") and not made[path].skip:
+                    continue  # what they make may lie outside of the run: data.output_folder, megatron.output
                 if not Path(path).exists():
                     problems.append(
                         f"{stage.id}: {name}: there is no file or folder {path}{_how_to_get(stage.id, name, path)}"
@@ -66,7 +66,7 @@ def _would_make(stage: StagePlan, plan: Plan, run_root: Path) -> list[str]:
             for prefix in {*data_prefixes(plan.preset, run), str(run.data_prefix)}
             for ending in (".bin", ".idx")
         ],
-        "pretrain": [str(run.checkpoints)],
+        "pretrain": [str(run.checkpoints), *stage.outputs.values()],
         "convert": [str(run.pretrained)],
         "finetune": [str(run.finetuned)],
     }
@@ -79,6 +79,9 @@ def _how_to_get(stage_id: str, name: str, path: str) -> str:
 
     if (stage_id, name) == ("finetune", "conversations") and path.endswith(ORIGINAL_CONVERSATIONS):
         return f"; `python {SHIPPED / 'openassistant.py'} {path}` fetches it, --set finetune.files=FILE gives others"
+    if name == "checkout":
+        section = "megatron" if stage_id == "pretrain" else stage_id
+        return f"; --set {section}.checkout=FOLDER says where the checkout is"
     if stage_id == "pretrain" and path.endswith(
         ("/dataset/arxiv_text_document.bin", "/dataset/arxiv_text_document.idx")
     ):

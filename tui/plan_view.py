@@ -102,9 +102,7 @@ def _engine(d: Mapping[str, Any]) -> Text:
 
 def _brief_memory(d: Mapping[str, Any]) -> Text:
     text = Text("[").append_text(memory_bar(d, BAR_CELLS[0])).append("] ")
-    text.append(
-        tr("{total} of {available}", total=size(d["memory_total"]), available=size(d.get("memory_available", 0)))
-    )
+    text.append(tr("{total} of {available}", total=size(d["memory_total"]), available=_available(d)))
     return text if d.get("memory_fits", True) else text.append_text(_misfit())
 
 
@@ -114,7 +112,7 @@ def _memory(d: Mapping[str, Any], width: int) -> Text:
     text = Text("[").append_text(memory_bar(d, cells)).append("]\n")
     values = {
         "total": size(d["memory_total"]),
-        "available": size(d.get("memory_available", 0)),
+        "available": _available(d),
         "processes": d.get("processes", 1),
     }
     if d.get("device") == "cuda":
@@ -130,13 +128,19 @@ def _memory(d: Mapping[str, Any], width: int) -> Text:
     return text
 
 
+def _available(d: Mapping[str, Any]) -> str:
+    """The memory that there is; a GPU of a job to come has not been seen yet."""
+    available = d.get("memory_available")
+    return "?" if available is None else size(available)
+
+
 def _misfit() -> Text:
     return Text("  ").append_text(mark("fail")).append(f": {tr('does not fit')}", style="bold")
 
 
 def memory_bar(d: Mapping[str, Any], cells: int) -> Text:
     """The parts to scale in `cells` cells; where they are more than there is, the bar is full."""
-    whole = max(d.get("memory_available", 0), d["memory_total"], 1)
+    whole = max(d.get("memory_available") or 0, d["memory_total"], 1)
     text, used, drawn = Text(no_wrap=True), 0, 0
     for key, glyph, _, colour in MEMORY_PARTS:
         used += d.get(key, 0)

@@ -56,7 +56,7 @@ def inventory_of(nodes: str, hostfile: Path | None, launcher: str, environ: Mapp
     if found is None and launcher in ("ssh", "deepspeed"):
         raise InputError(
             f"cluster.launcher is {launcher}, and no nodes are named",
-            "cluster.nodes=node[001-016], or cluster.hostfile=FILE",
+            "cluster.nodes=node[001-016], or cluster.hostfile=FILE; for a Slurm job, also one to come: cluster.launcher=slurm",
         )
     foreign = (
         [node for node in found.nodes if node not in job] if found and job and launcher in ("auto", "slurm") else []

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from core.data.ends import common_end, map_tokens, not_empty_ends, with_end_counted
 from core.data.indexed import Index, files_of, read_index, write_index
@@ -122,12 +123,22 @@ def _keep(path: Path) -> None:
         except FileExistsError:
             continue
         except OSError:
-            with path.open("rb") as source, backup.open("xb") as copy:
-                shutil.copyfileobj(source, copy, COPIED_AT_ONCE)
-                copy.flush()
-                os.fsync(copy.fileno())
+            with path.open("rb") as source:
+                _copy_rest(source, backup)
             shutil.copystat(path, backup)
             return
+
+
+def _copy_rest(source: BinaryIO, target: Path) -> None:
+    """What follows in `source` into the new file `target`. Where that breaks off, no half of it stays: it would look like a backup."""
+    with target.open("xb") as copy:
+        try:
+            shutil.copyfileobj(source, copy, COPIED_AT_ONCE)
+            copy.flush()
+            os.fsync(copy.fileno())
+        except BaseException:
+            target.unlink()
+            raise
 
 
 def _replace_index(path: Path, index: Index, mode: int) -> None:
@@ -148,10 +159,7 @@ def _cut(path: Path, size: int) -> None:
     backup = backup_name(path.with_name(path.name + ".end"))
     with path.open("r+b") as file:
         file.seek(size)
-        with backup.open("xb") as end:
-            shutil.copyfileobj(file, end, COPIED_AT_ONCE)
-            end.flush()
-            os.fsync(end.fileno())
+        _copy_rest(file, backup)
         sync(path.parent)
         file.truncate(size)
         os.fsync(file.fileno())

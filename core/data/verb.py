@@ -41,7 +41,7 @@ def data(options: argparse.Namespace) -> int:
     """Carry out the verb: 0 where all is well or was mended, 1 with warnings only, 2 where something is damaged.
 
     Raises:
-        InputError: options that contradict each other, a file that is not there, a tokenizer that is none.
+        InputError: options that contradict each other, a file that is not there or cannot be read, a tokenizer that is none.
     """
     from core.data.check import vocabulary_of
 
@@ -71,7 +71,7 @@ def prefix_of(name: str) -> Path:
     """The prefix that a .bin, an .idx or a prefix names.
 
     Raises:
-        InputError: there is neither of the two files.
+        InputError: there is neither of the two files, one of them is a folder, or they cannot be looked at.
     """
     from core.data.indexed import files_of
 
@@ -80,11 +80,22 @@ def prefix_of(name: str) -> Path:
         if name.endswith(ending):
             path = path.with_name(path.name.removesuffix(ending))
             break
-    if not any(file.is_file() for file in files_of(path)):
+    try:
+        folders = [file for file in files_of(path) if file.is_dir()]
+        found = any(file.is_file() for file in files_of(path))
+    except OSError as error:
+        raise _unreadable(error, path) from None
+    if folders:
+        raise InputError(f"{folders[0]} is a folder; token files are two files", "move it away, or name another prefix")
+    if not found:
         raise InputError(
             f"there is neither {path}.bin nor {path}.idx", "name the .bin, the .idx, or the path without either"
         )
     return path
+
+
+def _unreadable(error: OSError, prefix: Path) -> InputError:
+    return InputError(f"{error.filename or prefix} cannot be read: {error.strerror or error}")
 
 
 def _look(prefix: Path, vocabulary: Vocabulary | None, options: argparse.Namespace) -> Report:
@@ -92,7 +103,10 @@ def _look(prefix: Path, vocabulary: Vocabulary | None, options: argparse.Namespa
     from core.data.ends import no_progress
 
     show = sys.stderr.isatty() and not options.json
-    report = check(prefix, vocabulary, _show_progress if show else no_progress)
+    try:
+        report = check(prefix, vocabulary, _show_progress if show else no_progress)
+    except OSError as error:
+        raise _unreadable(error, prefix) from None
     if not options.json:
         _print_report(report)
     return report

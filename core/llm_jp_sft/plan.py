@@ -144,6 +144,8 @@ def check_strict(preset: Preset, original: OriginalScript | None, on_cpu: bool, 
     """Raises InputError for what no script of the original can do."""
     section, wandb = preset.finetune, preset.wandb
     way = "--set megatron.strict_original=false allows it"
+    if on_cpu:
+        raise InputError("megatron.strict_original: the original fine-tunes on GPUs, not on a CPU", way)
     own = [
         name
         for name, given in (
@@ -151,7 +153,6 @@ def check_strict(preset: Preset, original: OriginalScript | None, on_cpu: bool, 
             ("--weight_decay", section.weight_decay),
             ("--save_steps", section.save_interval != 500),
             ("--seed", preset.seed != 42),
-            ("--use_cpu", on_cpu),
         )
         if given
     ]

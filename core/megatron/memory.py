@@ -23,8 +23,7 @@ def estimate_memory(preset: Preset, t: Training, precision: str, rows: int) -> M
     layers = shape.non_embedding_parameters() // t.pipeline_parallel
     n = (layers + shape.parameters(rows) - shape.non_embedding_parameters()) // t.tensor_parallel
     weights, gradients, optimizer = {"fp16": (2, 2, 12), "bf16": (2, 4, 12), "fp32": (4, 4, 8)}[precision]
-    # DeepSpeed's bf16 optimizer shares its state out in stage 0 too.
-    shared = data_parallel if t.zero >= 1 or precision == "bf16" else 1
+    shared = data_parallel if t.zero >= 1 else 1
     width = 4 if precision == "fp32" else 2
     tokens = t.micro_batch * t.sequence_length
     per_layer = tokens * shape.hidden_size * (10 + 24 / t.tensor_parallel) * width / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from core.megatron.launch import launch_argv, original_argv
 from core.megatron.memory import checkpoint_bytes, estimate_memory
 from core.megatron.originals import ORIGINALS, OriginalScript
 from core.megatron.own_arguments import own_arguments
-from core.megatron.refusals import check_layout, check_settings, check_strict, check_tokenizer
+from core.megatron.refusals import check_extra_args, check_layout, check_settings, check_strict, check_tokenizer
 from core.runs.directory import RunDirectory
 from core.stages.base import StagePlan
 from core.stages.command import BYTES, HOST, ON_CPU, SECRETS_BY_NEED, STARTED, stage_env
@@ -61,6 +62,8 @@ def plan_megatron(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     check_settings(preset, precision, on_cpu)
     data_parallel = check_layout(preset, processes, batch)
     training = resolve_training(preset, facts, run, processes, data_parallel)
+    rest = training.own[: len(training.own) - len(megatron.extra_args)]
+    check_extra_args(megatron.extra_args, training_args(replace(training, own=rest)))
     if megatron.strict_original:
         check_strict(
             preset,
@@ -83,7 +86,8 @@ def plan_megatron(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     memory = estimate_memory(preset, training, precision, rows)
     checkpoint = checkpoint_bytes(parameters, precision)
     disk = checkpoint * -(-steps // section.save_interval)  # Megatron removes none
-    device_memory = min((gpu.memory for gpu in facts.gpus), default=facts.memory // on_node)
+    device = "cpu" if on_cpu else "cuda"
+    device_memory = facts.memory_for(device, on_node)
     stated = section.stated_tokens_per_s
     corrected = original is not None and not megatron.strict_original
     return StagePlan(
@@ -104,7 +108,7 @@ def plan_megatron(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "padded_vocab": rows,
             "processes": processes,
             "processes_on_node": on_node,
-            "device": "cpu" if on_cpu else "cuda",
+            "device": device,
             "engine": f"Megatron-DeepSpeed ZeRO-{training.zero}",
             "zero": training.zero,
             "precision": precision,
@@ -127,7 +131,7 @@ def plan_megatron(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "memory_activations": memory.activations,
             "memory_total": memory.total,
             "memory_available": device_memory,
-            "memory_fits": memory.total <= device_memory,
+            "memory_fits": device_memory is None or memory.total <= device_memory,
             "checkpoint_bytes": checkpoint,
             "disk_needed": disk,
             "disk_free": facts.disk_free,

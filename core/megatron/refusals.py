@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 
 ROPE_THETA = 10_000.0
 """Fixed in the checkout's megatron/model/rotary_pos_embedding.py."""
+NO_KEY = ("--num-workers", "--hysteresis", "--tensorboard-queue-size")
+"""What the original's scripts give and no key of a preset sets: extra_args may give another value, and the last one counts."""
+KEYS = {
+    "--fp16": "pretrain.precision",
+    "--bf16": "pretrain.precision",
+    "--train-iters": "pretrain.steps",
+    "--checkpoint-activations": "pretrain.gradient_checkpointing",
+    "--use-flash-attn-v2": "megatron.flash_attention",
+    "--no-pipeline-parallel": "megatron.pipeline_engine",
+    "--finetune": "megatron.start_from",
+}
+"""Flags that the command has, or has not, as these keys say."""
 
 
 def check_settings(preset: Preset, precision: str, on_cpu: bool) -> None:
@@ -31,6 +43,12 @@ def check_settings(preset: Preset, precision: str, on_cpu: bool) -> None:
         raise InputError(
             "pretrain.zero is 0 in bf16: DeepSpeed sums bf16 gradients in fp32 only with ZeRO",
             "--set pretrain.zero=1, which also goes with one process",
+        )
+    if precision == "fp16" and section.zero == 0 and megatron.apex == "shim":
+        raise InputError(
+            "pretrain.zero is 0 in fp16, and megatron.apex is shim: without ZeRO and apex DeepSpeed takes another optimizer, which "
+            "learns less, and whose loss scale Megatron does not find",
+            "--set pretrain.zero=1, which also goes with one process; or megatron.apex=installed, where apex is",
         )
     if precision == "fp16" and on_cpu:
         raise InputError(
@@ -54,6 +72,23 @@ def check_settings(preset: Preset, precision: str, on_cpu: bool) -> None:
         raise InputError(
             f"Megatron-DeepSpeed takes one W&B tag, and wandb.tags has {len(preset.wandb.tags)}", "keep one of them"
         )
+
+
+def check_extra_args(extra: Sequence[str], words: Sequence[str]) -> None:
+    """Raises InputError for an option that the preset's keys decide already: argparse takes the last one, and the plan, the names of
+    the folders and the DeepSpeed configuration would say another. `words` are the command's other arguments."""
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    for option in (word.partition("=")[0] for word in extra if word.startswith("--")):
+        if option in KEYS:
+            raise InputError(
+                f"megatron.extra_args has {option}, which {KEYS[option]} decides",
+                f"take it out, and set {KEYS[option]}",
+            )
+        if option in given and option not in NO_KEY:
+            raise InputError(
+                f"megatron.extra_args has {option}, which the command has already",
+                "take it out, and set the key of the preset that it comes from (docs/preset.md lists them)",
+            )
 
 
 def check_tokenizer(preset: Preset) -> None:
@@ -117,11 +152,12 @@ def check_strict(
 ) -> None:
     """Raises InputError for what no script of the original can do; `own` are the arguments that none has."""
     way = "--set megatron.strict_original=false allows it"
+    if on_cpu:  # before the arguments that only a CPU needs
+        raise InputError("megatron.strict_original: the original trains in fp16 on GPUs, not on a CPU", way)
     if own:
         raise InputError(f"megatron.strict_original: no script of the original has {' '.join(own)}", way)
-    if on_cpu or precision != "fp16":
-        what = "on a CPU" if on_cpu else f"in {precision}"
-        raise InputError(f"megatron.strict_original: the original trains in fp16 on GPUs, not {what}", way)
+    if precision != "fp16":
+        raise InputError(f"megatron.strict_original: the original trains in fp16 on GPUs, not in {precision}", way)
     if launcher not in ("local", "deepspeed"):
         raise InputError(
             f"megatron.strict_original: the original starts its processes by deepspeed, not by {launcher}",

@@ -257,7 +257,8 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
     checkpoint = parameters * 12  # fp32 weights and two fp32 moments
     disk = checkpoint * (section.keep_checkpoints + 1)  # one more while the newest is being written
     seconds = steps * sizes.tokens / section.stated_tokens_per_s if section.stated_tokens_per_s else None
-    device_memory = min((gpu.memory for gpu in facts.gpus), default=facts.memory // on_node)
+    device = resolve_device(section, facts)
+    device_memory = facts.memory_for(device, on_node)
     adjusted = sizes.sequences != sizes.requested
     return StagePlan(
         id=STAGE.id,
@@ -281,7 +282,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "padded_vocab": vocab,
             "processes": processes,
             "processes_on_node": on_node,
-            "device": resolve_device(section, facts),
+            "device": device,
             "engine": "PyTorch" if zero == 0 else f"DeepSpeed ZeRO-{zero}",
             "zero": zero,
             "precision": precision,
@@ -306,7 +307,7 @@ def plan(preset: Preset, facts: Facts, run: RunDirectory) -> StagePlan:
             "memory_activations": memory.activations,
             "memory_total": memory.total,
             "memory_available": device_memory,
-            "memory_fits": memory.total <= device_memory,
+            "memory_fits": device_memory is None or memory.total <= device_memory,
             "checkpoint_bytes": checkpoint,
             "disk_needed": disk,
             "disk_free": facts.disk_free,

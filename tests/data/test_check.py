@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from conftest import wizard
+from core.cli import main
 from core.data.check import Report, Vocabulary, check, vocabulary_of
 from core.data.ends import not_empty_ends, with_end_counted
 from core.data.indexed import Index, IndexedDataset, read_index, write_index, write_indexed
@@ -399,14 +402,48 @@ def test_the_verb_finds_shows_mends_and_exits_by_the_table(prefix: Path, models:
         (["a.bin", "--fix", "--json"], "--json cannot ask"),
         (["a", "--tokenizer", "a.bin"], "no SentencePiece model"),
         (["a", "--tokenizer", "none.model"], "cannot be read"),
+        (["b"], "b.idx is a folder"),
+        (["x" * 300], "File name too long"),
     ],
 )
 def test_wrong_usage_is_64_and_no_traceback(tmp_path: Path, argv: list[str], words: str) -> None:
     write_indexed(tmp_path / "a", documents(2), np.uint16)
+    (tmp_path / "b.bin").touch()
+    (tmp_path / "b.idx").mkdir()
     done = wizard("data", "check", *argv, cwd=tmp_path)
     assert done.returncode == 64
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_read_is_64_and_no_traceback(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(*_: object) -> None:  # chmod keeps root from nothing
+        raise PermissionError(errno.EACCES, "Permission denied", str(file(prefix, ".bin")))
+
+    monkeypatch.setattr("core.data.check._compare", closed)
+    assert main(["data", "check", str(prefix)]) == 64
+    assert "document.bin cannot be read: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_backup_that_breaks_off_leaves_nothing_behind(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    cut(prefix, 1001)
+    report, before = check(prefix, None), sorted(prefix.parent.iterdir())
+    assert report.repair is not None
+
+    def full(_source: BinaryIO, copy: BinaryIO, _length: int) -> None:
+        copy.write(b"half")
+        raise stop
+
+    monkeypatch.setattr("core.data.repair.shutil.copyfileobj", full)
+    with pytest.raises((StageError, KeyboardInterrupt)):
+        report.repair.carry_out()
+    assert sorted(prefix.parent.iterdir()) == before
+    assert file(prefix, ".bin").stat().st_size == 1001
 
 
 def test_the_readers_errors_name_the_command(prefix: Path) -> None:

@@ -213,7 +213,7 @@ def test_one_process_has_a_copy_on_each_gpu() -> None:
         ("finetune.steps=5", "has --max_steps"),
         ("finetune.weight_decay=0.1", "has --weight_decay"),
         ("seed=1", "has --seed"),
-        ("finetune.device=cpu", "has --use_cpu"),
+        ("finetune.device=cpu", "on GPUs, not on a CPU"),
         ("wandb.mode=off", "want W&B"),
         ("wandb.group=mine", "want W&B"),
     ],

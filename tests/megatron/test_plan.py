@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from core.cluster.planning import UNKNOWN_GPU
 from core.errors import InputError
 from core.facts import Facts, Gpu, facts_for
 from core.megatron.command import load_own, rate
 from core.plan import make_plan
 from core.plan_text import plan_text
+from core.preflight import check_plan
 from core.preset import Preset
 from core.runs.directory import RunDirectory
 from core.stages.base import StagePlan
@@ -98,9 +100,13 @@ def test_a_llama_has_its_arguments_and_a_gpt_says_nothing_of_defaults() -> None:
         ({"pretrain": {"zero": 2}}, "takes ZeRO 0 and 1 only", "megatron.pipeline_engine=false"),
         ({"megatron": {"pipeline_engine": False, "pipeline_parallel": 2}}, "only the pipeline engine", "pipeline_parallel=1"),
         ({"pretrain": {"zero": 0, "precision": "bf16"}}, "in fp32 only with ZeRO", "pretrain.zero=1"),
+        ({"pretrain": {"zero": 0, "precision": "fp16"}, "megatron": {"apex": "shim"}}, "which learns less", "pretrain.zero=1"),
         ({"pretrain": {"schedule": "wsd"}}, "no wsd schedule", "schedule=cosine"),
         ({"pretrain": {"precision": "fp32"}}, "fp16 or bf16 only", "flash_attention=false"),
         ({"wandb": {"tags": ["a", "b"]}}, "one W&B tag", "keep one"),
+        ({"megatron": {"extra_args": ["--lr", "1"]}}, "has --lr, which the command has already", "set the key"),
+        ({"megatron": {"extra_args": ["--data-cache-path", "/c", "--seed=2"]}}, "has --seed, which", "take it out"),
+        ({"megatron": {"extra_args": ["--fp16"]}}, "has --fp16, which pretrain.precision decides", "set pretrain.precision"),
         ({"megatron": {"data_files": ["/d/x"]}}, "no tokenizer.model says", "--set tokenizer.model=FILE"),
     ],
 )  # fmt: skip
@@ -110,6 +116,11 @@ def test_what_megatron_cannot_do_is_refused_with_the_way_out(
     with pytest.raises(InputError, match=message) as refused:
         stage(preset(**change))
     assert way in str(refused.value)
+
+
+def test_further_arguments_come_last_and_may_replace_what_no_key_sets() -> None:
+    argv = stage(preset(megatron={"extra_args": ["--tf32", "--num-workers", "2"]})).argv
+    assert argv[-3:] == ["--tf32", "--num-workers", "2"]
 
 
 def test_zero_2_goes_without_the_pipeline_engine() -> None:
@@ -130,6 +141,9 @@ def test_one_process_has_zero_1_where_deepspeed_needs_it() -> None:
 def test_fp16_on_a_cpu_and_without_megatron_is_refused() -> None:
     with pytest.raises(InputError, match="no fp16 on a CPU"):
         stage(preset(pretrain={"precision": "fp16"}), CPU)
+    # Said before the arguments that a CPU brings along.
+    with pytest.raises(InputError, match="in fp16 on GPUs, not on a CPU"):
+        stage(preset(megatron={"strict_original": True}), CPU)
     with pytest.raises(ValueError, match="only the megatron backend has"):
         Preset.model_validate({"pretrain": {"precision": "fp16"}})
 
@@ -209,3 +223,27 @@ def test_rates_are_written_as_in_the_names_of_the_originals_folders() -> None:
     assert [rate(value) for value in (6e-4, 2.5e-4, 6e-5, 1e-6, 2e-3, 0.0)] == [
         "6.0e-4", "2.5e-4", "0.6e-4", "1.0e-6", "2.0e-3", "0.0",
     ]  # fmt: skip
+
+
+def test_checkpoints_may_lie_outside_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "pretrain_gpt.py").touch()
+    (tmp_path / "a.jsonl").write_text('{"text": "' + "word " * 100 + '"}\n')
+    checked = preset(
+        corpus={"files": [f"{tmp_path}/a.jsonl"]},
+        megatron={"checkout": str(tmp_path), "output": f"{tmp_path}/out"},
+        pretrain={"precision": "bf16"},
+    )
+    run = RunDirectory(tmp_path / "runs" / "r")
+    check_plan(make_plan(checked, "p", EIGHT, run), run.root)
+    (tmp_path / "pretrain_gpt.py").unlink()
+    with pytest.raises(InputError, match=r"pretrain: checkout: .*; --set megatron.checkout=FOLDER"):
+        check_plan(make_plan(checked, "p", EIGHT, run), run.root)
+
+
+def test_the_memory_of_gpus_that_nobody_has_seen_is_not_known() -> None:
+    """Those of a Slurm job to come, or of a plan for another machine."""
+    for backend in ("megatron", "embedded"):
+        for facts in (replace(EIGHT, gpus=(UNKNOWN_GPU,) * 8), CPU):
+            checked = preset(pretrain={"backend": backend, "device": "cuda", "precision": "bf16"})
+            derived = stage(checked, facts).derived
+            assert (derived["memory_available"], derived["memory_fits"]) == (None, True)
