@@ -85,7 +85,7 @@ class MegatronSource:
         if self._checkpoint.drift > 0:
             context.warn(
                 f"the tensor-parallel ranks of {self.path} differ by up to {self._checkpoint.drift:.1g} in weights that all should "
-                "have equal (Megatron-DeepSpeed on a CPU draws different dropout on each); the first rank's are used"
+                "have equal (Megatron-DeepSpeed on a CPU draws different dropout on each; files of two steps differ too); the first rank's are used"
             )
         self._validation = self._find_validation()
         self.tokens = torch.from_numpy(self._one_sequence())[None]
@@ -162,7 +162,7 @@ def check_vocabulary(checkpoint: MegatronCheckpoint, vocabulary: Vocabulary, mod
     arguments, rows = checkpoint.arguments, checkpoint.architecture.rows
     added = ADDED_AT_MOST + int(arguments.get("vocab_extra_ids") or 0)
     if checkpoint.vocab_size is not None:
-        fits = vocabulary.size <= checkpoint.vocab_size <= vocabulary.size + added
+        fits = vocabulary.size <= checkpoint.vocab_size <= min(rows, vocabulary.size + added)
         found = f"{checkpoint.vocab_size} pieces, Megatron's additions included"
     else:
         multiple = int(arguments.get("make_vocab_size_divisible_by", 128)) * int(

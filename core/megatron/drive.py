@@ -122,6 +122,11 @@ class MegatronDriver:
                 f"{error.filename or self._checkpoints} cannot be written: {error.strerror}",
                 "--set megatron.output=FOLDER names another place for checkpoints",
             ) from None
+        if self._goes_on_from is not None and not self._place:
+            self._warn(
+                f"goes on from step {self._goes_on_from} in {self._checkpoints}, where another run left it; "
+                "--set megatron.output=FOLDER names a place where a training begins anew"
+            )
         if "--finetune" in argv:
             argv = self._choose_start(argv)
         argv = weigh(argv)

@@ -13,6 +13,7 @@ replaced by one that keeps nothing.
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import re
 import zipfile
@@ -40,6 +41,14 @@ ROW_PARALLEL = ("self_attention.dense.weight", "mlp.dense_4h_to_h.weight")
 """Split by input, dimension 1; their biases are whole on every rank."""
 VOCABULARY_PARALLEL = ("word_embeddings.weight", "lm_head.weight")
 """Split by rows of the vocabulary, dimension 0."""
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_COUNT, MOST_FILES = 2**31, 10_000
+"""Bounds for what a file says of itself: of sizes, and of layers and tensor-parallel ranks, which make lists of names."""
+DEEPEST = 4
+"""How many dictionaries deep a module's weights may lie; they lie two deep."""
+TWO_MODELS = "the folder holds parts of two models; copy the checkpoint into an empty folder"
 
 
 class Ignored:
@@ -188,11 +197,11 @@ def read_checkpoint(path: Path) -> MegatronCheckpoint:
     state, file = _rank_state(folder)
     arguments: dict[str, Any] = vars(state["args"])
     architecture = read_architecture(arguments, file)
-    tensor_parallel = int(arguments.get("tensor_model_parallel_size", 1))
-    if float(state.get("checkpoint_version", 0)) < 2:
+    tensor_parallel = _whole(arguments, "tensor_model_parallel_size", file, 1, MOST_FILES)
+    version, step = state.get("checkpoint_version", 0), state.get("iteration", 0)
+    if not isinstance(version, (int, float)) or version < 2:
         raise StageError(
-            f"{file} has checkpoint version {state.get('checkpoint_version', 0)}, which orders queries, keys and values "
-            "in another way",
+            f"{file} has checkpoint version {version}, which orders queries, keys and values in another way",
             "load and save it once with a Megatron-DeepSpeed of version 2.0 or later",
         )
     if any(LAYER_FILE.fullmatch(found.name) for found in folder.iterdir()):
@@ -200,9 +209,16 @@ def read_checkpoint(path: Path) -> MegatronCheckpoint:
     else:
         parts = _module_parts(folder, architecture, tensor_parallel)
     weights, drift = _merge(parts, architecture)
-    info = state.get("universal_checkpoint_info") or {}
+    info = state.get("universal_checkpoint_info")
+    vocab_size = info.get("original_vocab_size") if isinstance(info, dict) else None
     return MegatronCheckpoint(
-        folder, int(state.get("iteration", 0)), architecture, weights, arguments, info.get("original_vocab_size"), drift
+        folder,
+        step if isinstance(step, int) else 0,
+        architecture,
+        weights,
+        arguments,
+        vocab_size if isinstance(vocab_size, int) else None,
+        drift,
     )
 
 
@@ -218,7 +234,9 @@ def _rank_state(folder: Path) -> tuple[dict[str, Any], Path]:
     state = load(file)
     if not isinstance(state.get("args"), argparse.Namespace):
         raise StageError(f"{file} has no arguments (args): it is not of Megatron-DeepSpeed's pretrain_gpt.py")
-    stage = (state.get("ds_config") or {}).get("zero_optimization", {}).get("stage", 0)
+    config: Any = state.get("ds_config")
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    stage = zero.get("stage") if isinstance(zero, dict) else None
     if 3 in (getattr(state["args"], "zero_stage", 0), stage):
         raise _zero_3(folder)
     return state, file
@@ -238,6 +256,14 @@ def load(file: Path) -> dict[str, Any]:
         StageError: it is cut off, is no such file, or names a class that is not allowed.
     """
     try:
+        with zipfile.ZipFile(file) as archive:
+            # torch.save packs nothing: such a file could be many times as large in memory as on the disk.
+            packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise StageError(
+                f"{file} was not written by torch.save: it is a compressed zip file",
+                "only checkpoints of Megatron-DeepSpeed's pretrain_gpt.py are read",
+            )
         with torch.serialization.safe_globals(ALLOWED):
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -247,14 +273,49 @@ def load(file: Path) -> dict[str, Any]:
             + (f"it names {name[1]}, which is not allowed here" if name else str(error).splitlines()[0]),
             "only checkpoints of Megatron-DeepSpeed's pretrain_gpt.py are read",
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except StageError:
+        raise
+    except zipfile.BadZipFile:
         raise StageError(
-            f"{file} is damaged or cut off ({file.stat().st_size} bytes): {str(error).splitlines()[0]}",
+            f"{file} is damaged or cut off ({file.stat().st_size} bytes), or of a PyTorch before 1.6: it is no whole zip file",
+            "copy it again, or use an earlier checkpoint",
+        ) from None
+    except OSError as error:
+        raise StageError(f"{file} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # the unpickler calls what is allowed with whatever the file says
+        raise StageError(
+            f"{file} is damaged ({file.stat().st_size} bytes): {(str(error) or type(error).__name__).splitlines()[0]}",
             "copy it again, or use an earlier checkpoint",
         ) from None
     if not isinstance(state, dict):
         raise StageError(f"{file} holds a {type(state).__name__}, not a dictionary")
     return state
+
+
+def _whole(
+    arguments: dict[str, Any], name: str, file: Path, default: int | None = None, most: int = LARGEST_COUNT
+) -> int:
+    """An argument that counts something."""
+    value = arguments.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise StageError(f"{file} has no argument {name}: it is not of Megatron-DeepSpeed's pretrain_gpt.py")
+    if not isinstance(value, int) or not 0 < value <= most:
+        raise StageError(
+            f"{file} has the argument {name} = {value!r:.40}, which must be a whole number from 1 to {most}"
+        )
+    return int(value)
+
+
+def _real(arguments: dict[str, Any], name: str, file: Path, default: float) -> float:
+    """An argument that is a number above 0; Megatron's default where an older version has not got it."""
+    value = arguments.get(name)
+    if value is None:
+        value = default
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise StageError(f"{file} has the argument {name} = {value!r:.40}, which must be a number above 0")
+    return float(value)
 
 
 def read_architecture(arguments: dict[str, Any], file: Path) -> Architecture:
@@ -264,18 +325,17 @@ def read_architecture(arguments: dict[str, Any], file: Path) -> Architecture:
         StageError: an argument is missing, or asks for what this does not read.
     """
 
-    def need(name: str) -> int:
-        value = arguments.get(name)
-        if not isinstance(value, int):
-            raise StageError(f"{file} has no argument {name}: it is not of Megatron-DeepSpeed's pretrain_gpt.py")
-        return value
+    def need(name: str, default: int | None = None) -> int:
+        return _whole(arguments, name, file, default)
 
     def flag(name: str) -> bool:
         return bool(arguments.get(name))
 
     experts = arguments.get("num_experts") or [1]
     refused = {
-        "a mixture of experts (--num-experts)": max(experts if isinstance(experts, list) else [experts]) > 1
+        "a mixture of experts (--num-experts)": any(
+            count != 1 for count in (experts if isinstance(experts, list) else [experts])
+        )
         or flag("num_experts_switch"),
         "--apply-layernorm-1p": flag("apply_layernorm_1p"),
         "--apply-residual-connection-post-layernorm": flag("apply_residual_connection_post_layernorm"),
@@ -283,8 +343,20 @@ def read_architecture(arguments: dict[str, Any], file: Path) -> Architecture:
     }
     if found := [name for name, asked in refused.items() if asked]:
         raise StageError(f"{file} is of a model with {' and '.join(found)}, which convert does not read")
-    heads, hidden = need("num_attention_heads"), need("hidden_size")
-    rotary, head_dim = flag("use_rotary_position_embeddings"), int(arguments.get("kv_channels") or hidden // heads)
+    normalization = arguments.get("normalization", "layernorm")
+    if normalization not in ("layernorm", "rmsnorm"):
+        raise StageError(
+            f"{file} is of a model with --normalization {normalization!r:.40}, which convert does not read"
+        )
+    heads, hidden, layers = (
+        need("num_attention_heads"),
+        need("hidden_size"),
+        _whole(arguments, "num_layers", file, most=MOST_FILES),
+    )
+    kv_heads, head_dim = need("num_key_value_heads", heads), need("kv_channels", max(1, hidden // heads))
+    if heads % kv_heads:
+        raise StageError(f"{file} says {heads} heads and {kv_heads} key/value heads, which do not divide them")
+    rotary = _real(arguments, "rotary_percent", file, 1.0) if flag("use_rotary_position_embeddings") else 0.0
     if flag("openai_gelu"):
         activation = "gelu_tanh"
     elif flag("onnx_safe"):
@@ -296,19 +368,19 @@ def read_architecture(arguments: dict[str, Any], file: Path) -> Architecture:
     else:  # Megatron's fused kernel is the tanh formula; without it, it calls F.gelu, which is the exact one
         activation = "gelu_tanh" if flag("bias_gelu_fusion") else "gelu"
     return Architecture(
-        layers=need("num_layers"),
+        layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=int(arguments.get("num_key_value_heads") or heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
-        ffn=int(arguments.get("ffn_hidden_size") or 4 * hidden),
+        ffn=need("ffn_hidden_size", 4 * hidden),
         rows=need("padded_vocab_size"),
         positions=need("max_position_embeddings"),
-        eps=float(arguments.get("layernorm_epsilon", 1e-5)),
-        normalization=str(arguments.get("normalization", "layernorm")),
+        eps=_real(arguments, "layernorm_epsilon", file, 1e-5),
+        normalization=normalization,
         activation=activation,
-        rotary_dim=int(head_dim * float(arguments.get("rotary_percent", 1.0))) if rotary else 0,
-        rope_theta=float(arguments.get("rope_theta") or 10000.0),
+        rotary_dim=int(head_dim * min(rotary, 1.0)),
+        rope_theta=_real(arguments, "rope_theta", file, 10000.0),
         biases=bool(arguments.get("add_bias_linear", True)),
         tied=not flag("untie_embeddings_and_output_weights"),
     )
@@ -337,11 +409,14 @@ def _layer_parts(folder: Path, architecture: Architecture, tensor_parallel: int)
         else:
             prefix = "final_layernorm." if number == architecture.layers + 2 else ""
         yield from _parts_of(states, prefix, files)
-    numbers = [int(found[1]) for file in folder.iterdir() if (found := LAYER_FILE.fullmatch(file.name))]
-    if max(numbers) > last:
+    found = [match for file in folder.iterdir() if (match := LAYER_FILE.fullmatch(file.name))]
+    layer, rank = (max(int(match[group]) for match in found) for group in (1, 2))
+    if layer > last or rank >= tensor_parallel:
         raise StageError(
-            f"{folder} has files of layer {max(numbers)}; its arguments say that {last} is the last one",
-            "the folder holds parts of two models; copy the checkpoint into an empty folder",
+            f"{folder} has files of layer {layer}; its arguments say that {last} is the last one"
+            if layer > last
+            else f"{folder} has files of tensor-parallel rank {rank}; its arguments say that there are {tensor_parallel}",
+            TWO_MODELS,
         )
 
 
@@ -352,6 +427,11 @@ def _module_parts(folder: Path, architecture: Architecture, tensor_parallel: int
         raise StageError(
             f"{folder} lacks {', '.join(absent)}: the model was trained on {tensor_parallel} tensor-parallel ranks",
             "copy the whole checkpoint folder again, or use an earlier checkpoint",
+        )
+    if (count := len(list(folder.glob("mp_rank_*_model_states.pt")))) != tensor_parallel:
+        raise StageError(
+            f"{folder} has {count} mp_rank files and no layer files; its arguments say {tensor_parallel} tensor-parallel ranks",
+            TWO_MODELS,
         )
     states = []
     for file in files:
@@ -369,29 +449,38 @@ def _flat(module: dict[str, Any]) -> dict[str, Tensor]:
     """A language model's nested state under the names of `Architecture.names`."""
     flat: dict[str, Tensor] = {}
 
-    def add(state: dict[str, Any], prefix: str) -> None:
+    def add(state: dict[str, Any], prefix: str, depth: int = 0) -> None:
         for name, value in state.items():
-            if isinstance(value, dict):
-                add(value, f"{prefix}{name}.")
+            if isinstance(value, dict) and depth < DEEPEST:
+                add(value, f"{prefix}{name}.", depth + 1)
             else:
                 flat[f"{prefix}{name}"] = value
 
-    add(module.get("embedding", {}), "")
-    add(module.get("encoder", {}), "")
-    add(module.get("output_layer", {}), "lm_head.")
-    add({name: value for name, value in module.items() if name not in ("embedding", "encoder", "output_layer")}, "")
+    for name, value in module.items():
+        prefix = {"embedding": "", "encoder": "", "output_layer": "lm_head."}.get(name, f"{name}.")
+        if isinstance(value, dict):
+            add(value, prefix)
+        else:
+            flat[str(name)] = value
     return flat
 
 
 def _parts_of(states: list[dict[str, Any]], prefix: str, files: list[Path]) -> Iterator[Part]:
     for state, file in zip(states, files, strict=True):
         if set(state) != set(states[0]):
-            other = sorted(set(state) ^ set(states[0]))
-            raise StageError(f"{file} and {files[0].name} do not hold the same weights: {', '.join(map(str, other))}")
+            other = sorted(map(str, set(state) ^ set(states[0])))
+            raise StageError(f"{file} and {files[0].name} do not hold the same weights: {', '.join(other)}")
     for name in states[0]:
         tensors = [state[name] for state in states]
-        if not all(isinstance(tensor, Tensor) for tensor in tensors):
-            raise StageError(f"{files[0]}: {name} is no tensor")
+        for tensor, file in zip(tensors, files, strict=True):
+            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+                raise StageError(f"{file}: {name} is no tensor")
+            if tensor.dtype not in DTYPES:
+                raise StageError(f"{file}: {name} is of {tensor.dtype}; weights are of fp32, bf16 or fp16")
+            if tensor.shape != tensors[0].shape:
+                raise StageError(
+                    f"{file}: {name} has shape {tuple(tensor.shape)}, in {files[0].name} it has {tuple(tensors[0].shape)}"
+                )
         yield f"{prefix}{name}", tensors, files[0]
 
 
@@ -404,14 +493,16 @@ def _merge(parts: Iterator[Part], architecture: Architecture) -> tuple[dict[str,
             raise StageError(
                 f"{file} holds {name}, which a model with these arguments does not have: {what} that convert does not read"
             )
-        merged = merge_ranks(name, tensors, architecture.activation == "swiglu")
+        same = tensors[0].dim() == len(expected[name])
+        merged = merge_ranks(name, tensors, architecture.activation == "swiglu") if same else tensors[0]
         if tuple(merged.shape) != expected[name]:
             raise StageError(
                 f"{file}: {name} has shape {tuple(merged.shape)} over {len(tensors)} tensor-parallel ranks; the "
                 f"arguments make it {expected[name]}"
             )
         if merged is tensors[0]:
-            drift = max([drift, *((merged.float() - other.float()).abs().max().item() for other in tensors[1:])])
+            apart = [(merged.float() - other.float()).abs().max().item() for other in tensors[1:]]
+            drift = max([drift, *(math.inf if math.isnan(one) else one for one in apart)])
         weights[name] = merged
     if absent := [name for name in expected if name not in weights]:
         raise StageError(f"the checkpoint lacks {', '.join(absent[:5])}: a model with its arguments has them")

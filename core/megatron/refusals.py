@@ -54,6 +54,13 @@ def check_settings(preset: Preset, precision: str, on_cpu: bool) -> None:
         raise InputError(
             "DeepSpeed has no fp16 on a CPU", "--set pretrain.precision=bf16, or fp32; or run it where there are GPUs"
         )
+    if megatron.tensor_parallel > 1 and not megatron.pipeline_engine:
+        # GPTModel.universal_checkpoint_info calls what only GPTModelPipe has.
+        raise InputError(
+            f"with megatron.pipeline_engine=false and tensor_parallel {megatron.tensor_parallel} the checkout fails at its first checkpoint "
+            "('GPTModel' object has no attribute '_get_tp_replicated_param_patterns')",
+            "--set megatron.pipeline_engine=true with pretrain.zero=1, or --set megatron.tensor_parallel=1",
+        )
     if megatron.flash_attention and precision == "fp32" and not on_cpu:
         raise InputError(
             "flash-attn computes in fp16 or bf16 only, and pretrain.precision is fp32",

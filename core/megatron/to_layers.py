@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from core.errors import InputError, WizardError
+from core.exit_codes import ExitCode
 from core.files import read_json
 from core.megatron.checkpoint_files import POINTER, TRACKER
 from core.megatron.convert import ACTIVATIONS, GPT2_ENDS, GPT2_NAMES, LLAMA_ENDS, LLAMA_NAMES
-from core.megatron.layers import Architecture, split_ranks
+from core.megatron.layers import DTYPES, Architecture, split_ranks
+from core.tokenizer.megatron_ids import megatron_ids
 from core.tokenizer.model_file import parse_model
 from core.train.vocabulary import Vocabulary, read_vocabulary
 
@@ -33,6 +36,8 @@ ADDED_PIECES = 3
 MULTIPLE = 128
 """Megatron's --make-vocab-size-divisible-by."""
 STEP = 0
+BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+"""Ends of the names of what older versions of transformers saved beside the weights."""
 
 
 def write_megatron(
@@ -55,12 +60,34 @@ def write_megatron(
     """
     if target.exists():
         raise InputError(f"{target} exists already", "name another folder, or move it away")
+    if tensor_parallel < 1 or pipeline_parallel < 1:
+        raise InputError("there is at least one tensor-parallel process and one pipeline stage")
+    for name in ("config.json", "tokenizer.json"):
+        if not (source / name).is_file():
+            raise InputError(f"{source} is no Hugging Face model folder with a fast tokenizer: it has no {name}")
     vocabulary = read_vocabulary(source)
     padded = rows or _padded(vocabulary.size + ADDED_PIECES, tensor_parallel)
     architecture, weights = from_transformers(source, vocabulary, padded)
     check_split(architecture, tensor_parallel, pipeline_parallel, pipeline_engine)
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, architecture, weights, vocabulary, tensor_parallel, pipeline_parallel, pipeline_engine)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return architecture
+
+
+def _write(
+    temporary: Path,
+    architecture: Architecture,
+    weights: dict[str, Tensor],
+    vocabulary: Vocabulary,
+    tensor_parallel: int,
+    pipeline_parallel: int,
+    pipeline_engine: bool,
+) -> None:
     folder = temporary / f"global_step{STEP}"
     folder.mkdir(parents=True)
     parts = {
@@ -79,8 +106,6 @@ def write_megatron(
         torch.save({"module": module, **state}, folder / f"mp_rank_{rank:02d}_model_states.pt")
     (temporary / POINTER).write_text(folder.name)
     (temporary / TRACKER).write_text(str(STEP))
-    temporary.rename(target)
-    return architecture
 
 
 def from_transformers(source: Path, vocabulary: Vocabulary, rows: int) -> tuple[Architecture, dict[str, Tensor]]:
@@ -89,33 +114,67 @@ def from_transformers(source: Path, vocabulary: Vocabulary, rows: int) -> tuple[
     Raises:
         InputError: it is no GPT-2 or Llama that Megatron can compute.
     """
-    if not (source / "config.json").is_file():
-        raise InputError(f"{source} is no Hugging Face model folder: it has no config.json")
-    config: dict[str, Any] = read_json(source / "config.json")
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{source} has no .safetensors file")
-    if config.get("vocab_size", 0) < vocabulary.size or rows < config.get("vocab_size", 0):
-        raise InputError(
-            f"{source} has {config.get('vocab_size')} rows for a tokenizer of {vocabulary.size} pieces; Megatron would have {rows}",
-            "use the tokenizer that the model was trained with",
-        )
-    architecture = (_gpt2 if config.get("model_type") == "gpt2" else _llama)(config, source, rows)
-    found: dict[str, Tensor] = {}
-    for file in files:
-        found |= load_file(file)
+    file = source / "config.json"
+    try:
+        config: dict[str, Any] = read_json(file)
+        architecture = (_gpt2 if config.get("model_type") == "gpt2" else _llama)(config, source, rows)
+        if not vocabulary.size <= int(config["vocab_size"]) <= rows:
+            raise InputError(
+                f"{source} has {config['vocab_size']} rows for a tokenizer of {vocabulary.size} pieces; Megatron would have {rows}",
+                "use the tokenizer that the model was trained with",
+            )
+    except KeyError as error:
+        raise InputError(f"{file} has no {error.args[0]}") from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+    found = _load(source)
     weights = {}
     for name in architecture.names():
         weight = (_from_gpt2 if config["model_type"] == "gpt2" else _from_llama)(name, found, architecture, source)
         if name in ("word_embeddings.weight", "lm_head.weight"):
             padding = weight[vocabulary.pad].expand(rows - len(weight), -1)
             weight = torch.cat([weight, padding])
+        if weight.dtype not in DTYPES:
+            raise InputError(
+                f"{source}: the weight for {name} is of {weight.dtype}: the model is quantised, which Megatron has not"
+            )
         if tuple(weight.shape) != architecture.names()[name]:
             raise InputError(
                 f"{source}: the weight for {name} has shape {tuple(weight.shape)}; its config makes it {architecture.names()[name]}"
             )
         weights[name] = weight
+    if architecture.tied and "lm_head.weight" in found:
+        head = found.pop("lm_head.weight")
+        if not torch.equal(head, weights["word_embeddings.weight"][: len(head)]):
+            raise InputError(
+                f"{source} has a head of its own, and its config.json says that it is tied to the embedding"
+            )
+    if left := [name for name in found if not name.endswith(BUFFERS)]:
+        raise InputError(
+            f"{source} has weights that a model with its config.json has not, such as {left[0]}: Megatron would compute another model"
+        )
     return architecture, weights
+
+
+def _load(source: Path) -> dict[str, Tensor]:
+    """All weights of the folder: of model.safetensors, or of the files that its index names, as transformers finds them."""
+    index = source / "model.safetensors.index.json"
+    try:
+        names = ["model.safetensors"]
+        if not (source / names[0]).is_file():
+            if not index.is_file():
+                raise InputError(f"{source} has no model.safetensors and no {index.name}")
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        found: dict[str, Tensor] = {}
+        for name in names:
+            found |= load_file(source / name)
+    except FileNotFoundError:
+        raise InputError(
+            f"{source} has no {name}, which its {index.name} names", "copy the whole folder again"
+        ) from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the weights in {source} are damaged or cut off: {error}", "copy them again") from None
+    return found
 
 
 def _gpt2(config: dict[str, Any], source: Path, rows: int) -> Architecture:
@@ -186,7 +245,7 @@ def _llama(config: dict[str, Any], source: Path, rows: int) -> Architecture:
 def _take(name: str, found: dict[str, Tensor], source: Path) -> Tensor:
     if name not in found:
         raise InputError(f"{source} has no weight {name}")
-    return found[name]
+    return found.pop(name)
 
 
 def _from_gpt2(name: str, found: dict[str, Tensor], architecture: Architecture, source: Path) -> Tensor:
@@ -234,7 +293,9 @@ def check_split(
     ):
         if count % tensor_parallel:
             raise InputError(f"{count} {what} cannot be divided over {tensor_parallel} tensor-parallel processes")
-    if architecture.layers % pipeline_parallel or (pipeline_parallel > 1 and not pipeline_engine):
+    if pipeline_parallel > 1 and not pipeline_engine:
+        raise InputError(f"{pipeline_parallel} pipeline stages need the pipeline engine")
+    if architecture.layers % pipeline_parallel:
         raise InputError(f"{architecture.layers} layers cannot be divided over {pipeline_parallel} pipeline stages")
 
 
@@ -380,20 +441,25 @@ def main() -> int:
     )
     parser.add_argument("--rows", type=int, help="rows of the embedding in Megatron, padding included")
     given = parser.parse_args()
+    rows = given.rows
     try:
         if given.tokenizer_model:
             check_pieces(given.source, given.tokenizer_model)
+            rows = rows or _padded(megatron_ids(given.tokenizer_model.read_bytes()).size, max(1, given.tensor_parallel))
         architecture = write_megatron(
             given.source,
             given.target,
             given.tensor_parallel,
             given.pipeline_parallel,
             not given.no_pipeline_engine,
-            given.rows,
+            rows,
         )
     except WizardError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(ExitCode.FAILED)
     print(f"wrote {given.target}: {architecture.layers} layers, {architecture.rows} rows of the embedding")
     print(f"pretrain_gpt.py --load {given.target} --finetune {' '.join(megatron_options(architecture))}")
     return 0

@@ -88,15 +88,19 @@ def convert(context: StageContext) -> Outcome:
     temporary = run.pretrained.with_name(f".{run.pretrained.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_folder(temporary, *source.model(), vocabulary, dtype, run.huggingface_tokenizer)
-    context.progress(2, 4, "steps")
+    try:
+        write_folder(temporary, *source.model(), vocabulary, dtype, run.huggingface_tokenizer)
+        context.progress(2, 4, "steps")
 
-    model = AutoModelForCausalLM.from_pretrained(temporary, dtype=torch.float32).eval()
-    gate = compare_logits(model, source.tokens, expected, section.tolerance)
-    context.progress(3, 4, "steps")
-    val_loss, more = source.check_loss(model)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    replace_folder(temporary, run.pretrained)
+        model = AutoModelForCausalLM.from_pretrained(temporary, dtype=torch.float32).eval()
+        gate = compare_logits(model, source.tokens, expected, section.tolerance)
+        context.progress(3, 4, "steps")
+        val_loss, more = source.check_loss(model)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        replace_folder(temporary, run.pretrained)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     context.progress(4, 4, "steps")
     print(f"wrote {run.pretrained}: {parameters:,} parameters", flush=True)
     return Outcome(

@@ -25,8 +25,13 @@ def compare_logits(model: PreTrainedModel, tokens: Tensor, expected: Tensor, tol
     """Largest difference of the folder's logits from the checkpoint's, relative to the largest logit.
 
     Raises:
-        StageError: it is above the tolerance, or the most likely token is another one somewhere.
+        StageError: it is above the tolerance, the most likely token is another one somewhere, or the checkpoint's own logits are not finite.
     """
+    if not expected.isfinite().all():
+        raise StageError(
+            "the checkpoint itself computes logits that are not finite: its training had diverged",
+            "name an earlier checkpoint with --set convert.checkpoint=...",
+        )
     found = logits_of(model, tokens)
     if found.shape != expected.shape:
         raise StageError(

@@ -35,12 +35,15 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     """Read the Hugging Face tokenizer folder that the tokenizer stage made.
 
     Raises:
-        StageError: there is no tokenizer, or it lacks <s>, </s> or <pad>.
+        StageError: there is no tokenizer, it cannot be read, or it lacks <s>, </s> or <pad>.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise StageError(f"there is no tokenizer at {file}", "run the tokenizer stage first: `--from tokenizer`")
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise StageError(f"{file} is not a tokenizer: {error}", "make it again: `--from tokenizer`") from None
     found = {piece: tokenizer.token_to_id(piece) for piece in (BOS, EOS, PAD, EOD)}
     ids = {piece: number for piece, number in found.items() if number is not None}
     if absent := [piece for piece in (BOS, EOS, PAD) if piece not in ids]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,17 @@ from forked_stage import fork_stage
 from megatron.megatron_writer import WrittenModel, forward, make_model, write_checkpoint
 from torch.nn.functional import cross_entropy
 from train.conftest import VOCAB, write_tokenizer, write_tokens
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.errors import StageError
 from core.files import read_json
-from core.megatron.convert import check_validation_loss, check_vocabulary, to_transformers
+from core.megatron.convert import check_validation_loss, check_vocabulary, to_transformers, validation_at
 from core.megatron.layers import read_checkpoint
+from core.megatron.reference import logits
 from core.megatron.samples import validation_samples
+from core.megatron.to_layers import write_megatron
 from core.runs.directory import RunDirectory
+from core.train.gate import compare_logits
 from core.train.model_folder import write_folder
 from core.train.vocabulary import Vocabulary
 
@@ -64,6 +68,95 @@ def test_transformers_computes_what_the_ranks_computed(
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("llama", "arguments"),
+    [
+        (False, {"bias_gelu_fusion": False}),
+        (False, {"squared_relu": True}),
+        (False, {"layernorm_epsilon": 1e-2}),
+        (True, {"layernorm_epsilon": 1e-2}),
+    ],
+    ids=["exact-gelu", "squared-relu", "gpt-epsilon", "llama-epsilon"],
+)
+def test_transformers_computes_other_variants_as_the_reference_does(
+    llama: bool, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint = read_checkpoint(write_checkpoint(make_model(llama), tmp_path / "job", **arguments))
+    write_tokenizer(tmp_path / "tokenizer")
+    folder = tmp_path / "folder"
+    write_folder(folder, *to_transformers(checkpoint, VOCABULARY), VOCABULARY, torch.float32, tmp_path / "tokenizer")
+    converted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = logits(checkpoint, TOKENS)[..., :VOCAB]
+    assert compare_logits(converted, TOKENS, expected, 1e-4) <= 1e-5
+    assert (expected - forward(make_model(llama), TOKENS)[..., :VOCAB]).abs().max() > 1e-4 * expected.abs().max()
+
+
+def test_the_config_has_the_widths_of_heads_and_the_rates_of_dropout(tmp_path: Path) -> None:
+    gpt = read_checkpoint(
+        write_checkpoint(make_model(False), tmp_path / "gpt", hidden_dropout=0.2, attention_dropout=0.3)
+    )
+    config, _ = to_transformers(gpt, VOCABULARY)
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.2, 0.2, 0.3)
+    llama = read_checkpoint(write_checkpoint(make_model(True), tmp_path / "llama"))
+    wide = dataclasses.replace(llama.architecture, heads=2, kv_heads=1, head_dim=8, rotary_dim=8)
+    config, _ = to_transformers(dataclasses.replace(llama, architecture=wide, weights={}), VOCABULARY)
+    assert (config.head_dim, config.num_attention_heads, config.num_key_value_heads) == (8, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "consumed", "expected"), [(4, 16, (False, 8, 8)), (4, 0, (True, 0, 8)), (3, 8, (True, 8, 8))]
+)
+def test_which_validation_is_the_checkpoints(
+    step: int, consumed: int, expected: tuple[bool, int, int], tmp_path: Path
+) -> None:
+    """After a step without validation, the one after the training reads on from where the last one ended."""
+    arguments = {**EVALUATION, "consumed_valid_samples": consumed}
+    checkpoint = read_checkpoint(write_checkpoint(make_model(False), tmp_path, step=step, **arguments))
+    assert validation_at(checkpoint) == expected
+
+
+def test_a_diverged_checkpoint_is_called_that(make_run: MakeRun, tmp_path: Path) -> None:
+    model = make_model(False)
+    model.ranks[0][1, "self_attention.dense.bias"][0] = math.nan
+    run = megatron_run(make_run, write_checkpoint(model, tmp_path / "job"))
+    stage = fork_stage(run, "convert")
+    assert stage.wait() == 2
+    assert "logits that are not finite: its training had diverged" in stage.output
+    assert not run.pretrained.exists()
+
+
+def test_the_folder_generates_in_every_precision(make_run: MakeRun, tmp_path: Path) -> None:
+    """Plain transformers, with what the folder says of begin, end and padding."""
+    run = megatron_run(make_run, write_checkpoint(make_model(True, 2), tmp_path / "job"), dtype="bfloat16")
+    stage = fork_stage(run, "convert")
+    assert stage.wait() == 0, stage.output
+    tokenizer = AutoTokenizer.from_pretrained(run.pretrained)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = AutoModelForCausalLM.from_pretrained(run.pretrained, dtype=dtype)
+        found = model.generate(torch.tensor([[1, 20, 21]]), max_new_tokens=4, do_sample=False)
+        assert found.shape[1] > 3
+        assert tokenizer.decode(found[0])
+
+
+@pytest.mark.parametrize("llama", [True, False], ids=["llama", "gpt"])
+def test_a_vocabulary_without_padding(llama: bool, tmp_path: Path) -> None:
+    """A number of pieces that is a multiple already: no row is removed, and none put back for the loss."""
+    model = make_model(llama, 2, rows=VOCAB)
+    checkpoint = read_checkpoint(write_checkpoint(model, tmp_path / "job", vocab_size=VOCAB))
+    check_vocabulary(checkpoint, VOCABULARY, tmp_path / "none.model")
+    write_tokenizer(tmp_path / "tokenizer")
+    folder = tmp_path / "folder"
+    write_folder(folder, *to_transformers(checkpoint, VOCABULARY), VOCABULARY, torch.float32, tmp_path / "tokenizer")
+    converted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    head = checkpoint.weights["word_embeddings.weight" if checkpoint.architecture.tied else "lm_head.weight"]
+    expected = cross_entropy(forward(model, TOKENS[:1, :-1]).flatten(0, 1), TOKENS[0, 1:]).item()
+    own, _ = check_validation_loss(converted, TOKENS[:1].numpy(), head[VOCAB:], expected, 1e-4)
+    assert own == pytest.approx(expected, rel=1e-4)
+    write_megatron(folder, tmp_path / "back", rows=VOCAB)
+    back = read_checkpoint(tmp_path / "back").weights
+    assert all(torch.equal(back[name], weight) for name, weight in checkpoint.weights.items())
 
 
 def megatron_run(make_run: MakeRun, checkpoint: Path, **convert: Any) -> RunDirectory:
@@ -144,11 +237,13 @@ def test_a_checkpoint_from_elsewhere_without_its_log_is_converted_and_that_is_sa
             "was trained with 410 pieces, Megatron's additions included; this run's tokenizer has 300",
         ),
         ({"vocab_size": 299}, "was trained with 299 pieces"),
+        ({"vocab_size": 303, "padded_vocab_size": 301}, "was trained with 303 pieces"),
         ({"vocab_size": None, "make_vocab_size_divisible_by": 32}, "a vocabulary that is padded to 384 rows"),
     ],
 )
 def test_a_checkpoint_of_another_tokenizer_is_refused(arguments: dict[str, Any], said: str, tmp_path: Path) -> None:
-    checkpoint = read_checkpoint(write_checkpoint(make_model(False), tmp_path, **arguments))
+    model = make_model(False, rows=arguments.get("padded_vocab_size", 384))
+    checkpoint = read_checkpoint(write_checkpoint(model, tmp_path, **arguments))
     with pytest.raises(StageError, match=said):
         check_vocabulary(checkpoint, VOCABULARY, tmp_path / "none.model")
 

@@ -242,6 +242,16 @@ def test_it_starts_from_elsewhere_only_while_it_has_nothing_of_its_own(
     assert "--finetune" not in argv
 
 
+def test_going_on_from_another_runs_checkpoint_is_said(make_megatron: MakeMegatron, tmp_path: Path) -> None:
+    shared = {"output": str(tmp_path / "shared")}
+    first, second = make_megatron("a", shared), make_megatron("b", shared)
+    for run, words in ((first, []), (second, ["goes on from step 80", "where another run left it"])):
+        assert to_its_end(run)["state"] == "done"
+        said = " ".join(str(event["text"]) for event in events(run, "warning"))
+        assert ("goes on from step" in said) == bool(words)
+        assert all(word in said for word in words)
+
+
 def test_without_a_checkout_nothing_starts(make_megatron: MakeMegatron, tmp_path: Path) -> None:
     run = make_megatron()
     (tmp_path / "checkout" / "pretrain_gpt.py").unlink()

@@ -99,6 +99,7 @@ def test_a_llama_has_its_arguments_and_a_gpt_says_nothing_of_defaults() -> None:
         ({"pretrain": {"global_batch": 20}}, "not a multiple of micro_batch 1 x 8", "global_batch=16 or 24"),
         ({"pretrain": {"zero": 2}}, "takes ZeRO 0 and 1 only", "megatron.pipeline_engine=false"),
         ({"megatron": {"pipeline_engine": False, "pipeline_parallel": 2}}, "only the pipeline engine", "pipeline_parallel=1"),
+        ({"megatron": {"pipeline_engine": False, "tensor_parallel": 2}}, "at its first checkpoint", "pipeline_engine=true"),
         ({"pretrain": {"zero": 0, "precision": "bf16"}}, "in fp32 only with ZeRO", "pretrain.zero=1"),
         ({"pretrain": {"zero": 0, "precision": "fp16"}, "megatron": {"apex": "shim"}}, "which learns less", "pretrain.zero=1"),
         ({"pretrain": {"schedule": "wsd"}}, "no wsd schedule", "schedule=cosine"),

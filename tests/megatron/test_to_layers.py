@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.megatron_writer import make_model, write_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_model import make_model_folder
 from train.conftest import VOCAB, write_tokenizer
 
@@ -110,8 +111,99 @@ def test_what_megatron_cannot_compute_is_refused(changes: dict[str, Any], said: 
 
 
 @pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_act": "gelu"}, "no SwiGLU"),
+        ({"attention_bias": True}, "biases in a part of its matrices"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}, "of type linear"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "has rotary positions"),
+        ({"tie_word_embeddings": True}, "has a head of its own"),
+        ({"num_hidden_layers": 1}, r"not, such as model\.layers\.1\."),
+        ({"rms_norm_eps": None}, "config.json is damaged"),
+        ({"num_attention_heads": "many"}, "config.json is damaged"),
+    ],
+)
+def test_a_llama_of_another_kind_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder = converted(tmp_path, llama=True)
+    write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+    with pytest.raises(InputError, match=said):
+        write_megatron(folder, tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}],
+)
+def test_a_gpt2_of_another_kind_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = converted(tmp_path, llama=False)
+    write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+    with pytest.raises(InputError, match="which Megatron has not"):
+        write_megatron(folder, tmp_path / "back")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "config.json").write_text('{"a":'), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "config.json has no n_head"),
+        (lambda folder: cut(folder / "model.safetensors"), "the weights in .* are damaged or cut off"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors and no model.safetensors.index"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it has no tokenizer.json"),
+    ],
+    ids=["config", "config-lacks", "cut", "no-weights", "no-tokenizer"],
+)  # fmt: skip
+def test_a_damaged_folder_is_named(damage: Any, said: str, tmp_path: Path) -> None:
+    folder = converted(tmp_path, llama=True)
+    damage(folder)
+    with pytest.raises(InputError, match=said):
+        write_megatron(folder, tmp_path / "back")
+
+
+def test_weights_in_several_files_are_those_of_the_index(tmp_path: Path) -> None:
+    """As transformers does it: a file that the index does not name is not read."""
+    folder = converted(tmp_path, llama=True)
+    write_megatron(folder, tmp_path / "whole")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, own in parts.items():
+        save_file({name: weights[name] for name in own}, folder / file)
+    save_file({name: weight * 2 for name, weight in weights.items()}, folder / "older.safetensors")
+    places = {name: file for file, own in parts.items() for name in own}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": places})
+    write_megatron(folder, tmp_path / "back")
+    whole, back = (read_checkpoint(tmp_path / name).weights for name in ("whole", "back"))
+    assert all(torch.equal(back[name], weight) for name, weight in whole.items())
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no model-00002-of-00002\.safetensors, which its"):
+        write_megatron(folder, tmp_path / "again")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = converted(tmp_path, llama=True)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(sys, "argv", ["to_layers", str(folder), str(tmp_path / "back")])
+    assert main() == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "job", "tokenizer"]
+
+
+@pytest.mark.parametrize(
     ("division", "said"),
-    [({"tensor_parallel": 8}, "4 key/value heads"), ({"pipeline_parallel": 3}, "2 layers cannot be divided over 3")],
+    [
+        ({"tensor_parallel": 8}, "4 key/value heads"),
+        ({"tensor_parallel": 0}, "at least one"),
+        ({"pipeline_parallel": 3}, "2 layers cannot be divided over 3"),
+        ({"pipeline_parallel": 2, "pipeline_engine": False}, "need the pipeline engine"),
+    ],
 )
 def test_a_division_that_does_not_come_out_is_refused(division: dict[str, int], said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
@@ -140,3 +232,13 @@ def test_the_options_build_the_same_model(tmp_path: Path) -> None:
     assert words[words.index("--num-key-value-heads") + 1] == "4"
     assert {"--swiglu", "--use-rotary-position-embeddings", "--untie-embeddings-and-output-weights"} <= set(words)
     assert "--disable-bias-linear" in words
+    assert words[words.index("--layernorm-epsilon") + 1] == "1e-05"
+
+
+def test_the_options_of_variants(tmp_path: Path) -> None:
+    gpt = read_checkpoint(write_checkpoint(make_model(False), tmp_path / "gpt", layernorm_epsilon=1e-6)).architecture
+    words = megatron_options(gpt)
+    assert words[words.index("--layernorm-epsilon") + 1] == "1e-06"
+    assert not {"--no-bias-gelu-fusion", "--squared-relu", "--disable-bias-linear"} & set(words)
+    assert "--no-bias-gelu-fusion" in megatron_options(dataclasses.replace(gpt, activation="gelu"))
+    assert "--squared-relu" in megatron_options(dataclasses.replace(gpt, activation="squared_relu"))

@@ -156,6 +156,7 @@ def test_a_finished_tokenizer_survives_a_failed_attempt(make_run: MakeRun, run_s
 def test_the_vocabulary_of_the_run_gives_the_ids_that_the_trainer_reads(
     make_run: MakeRun, run_stage: RunStage, tmp_path: Path
 ) -> None:
+    from core.errors import StageError
     from core.train.vocabulary import read_vocabulary
 
     run = make_run(preset(write_jsonl(tmp_path / "a.jsonl")))
@@ -165,3 +166,7 @@ def test_the_vocabulary_of_the_run_gives_the_ids_that_the_trainer_reads(
     names = ("<s>", "</s>", "<pad>", "<EOD>")
     assert [vocabulary.bos, vocabulary.eos, vocabulary.pad, vocabulary.eod] == [processor.piece_to_id(n) for n in names]
     assert vocabulary.size == 1200
+    file = run.huggingface_tokenizer / "tokenizer.json"
+    file.write_text(file.read_text()[:1000])
+    with pytest.raises(StageError, match=r"tokenizer\.json is not a tokenizer"):
+        read_vocabulary(run.huggingface_tokenizer)

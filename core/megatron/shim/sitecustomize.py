@@ -4,7 +4,8 @@ How to use it: put this folder on PYTHONPATH. Python imports `sitecustomize` at 
 then runs the `sitecustomize` that it hides, if there is one. What is really installed is therefore found first, package by package.
 
 Who sees them: Megatron's own modules. Other libraries (DeepSpeed, transformers, W&B) try optional packages and would take a stand-in
-for the real thing, so the finder looks who asks.
+for the real thing, so the finder looks who asks. An import by Megatron puts a stand-in into sys.modules, though: who asks in the same process
+after that finds it (transformers.is_apex_available() is then true; `from apex import amp` still fails, as it must).
 
 What stands in for what, and with which result, is said in each file of stand_ins/. Nothing here imports torch before Megatron does.
 Python 3.8 and later, standard library.
