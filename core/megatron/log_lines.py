@@ -203,6 +203,13 @@ _NEEDED = (
     "consumed samples", "consumed tokens", "elapsed time per iteration (ms)", "learning rate", "global batch size",
     "number of skipped iterations", "number of nan iterations", "samples per second", "tokens per gpu per second (tgs)", "TFLOPs",
 )  # fmt: skip
+_WHOLE = (
+    "consumed samples",
+    "consumed tokens",
+    "global batch size",
+    "number of skipped iterations",
+    "number of nan iterations",
+)
 _VALIDATION = re.compile(
     r"validation loss at iteration (\d+)(?: on \d+-sample draw from (validation|test) set)? \| "
     rf"lm loss value: ({_NUMBER}) \| lm loss PPL: {_NUMBER} \|"
@@ -214,7 +221,7 @@ _OVERFLOW = re.compile(
 )
 _SAVING = re.compile(r"\bsaving checkpoint at iteration +(\d+) to ")
 _SAVED = re.compile(r"successfully saved checkpoint at iteration +(\d+) to ")
-_LOADED = re.compile(r"successfully loaded checkpoint from .*? at iteration (\d+)")
+_LOADED = re.compile(r"successfully loaded checkpoint from .{1,4096}? at iteration (\d+)")
 _FROM_RANDOM = re.compile(r"will not load any checkpoints and will start from random")
 _LAYOUT = re.compile(
     r"using world size: (\d+), data-parallel-size: (\d+), (?:sequence-parallel size: \d+, )?"
@@ -227,9 +234,9 @@ _MEMORY = re.compile(
     rf"\| reserved: {_NUMBER} \| max reserved: ({_NUMBER})"
 )
 _SECONDS = re.compile(r"\. Compilation time: ([\d.]+) seconds")
-_EXITING = re.compile(r"\[(exiting program (?:after [^\]]*|at iteration \d+))\]")
+_EXITING = re.compile(r"\[(exiting program (?:after [^\]]{1,200}|at iteration \d+))\]")
 _RANK_FAILED = re.compile(r"exits with return code = (-?\d+)")
-_VIEWED = re.compile(r"View run (?:.* )?at:? +(?:\x1b\[[\d;]*m)*(https?://[^\s\x1b]+)")
+_VIEWED = re.compile(r"View run (?:.{1,1000} )?at:? +(?:\x1b\[[\d;]*m)*(https?://[^\s\x1b]+)")
 _SAVED_LOCALLY = re.compile(r"saved locally in (?:\x1b\[[\d;]*m)*([^\s\x1b]+)")
 
 _Kind = tuple[bytes, "re.Pattern[str]", "Callable[[re.Match[str]], Fact | None]"]
@@ -256,12 +263,12 @@ def facts_in(data: bytes) -> list[Fact]:
 
 
 def _iteration(match: re.Match[str]) -> Iteration | None:
-    """The line from `iteration` on; None where it ends before its last field."""
+    """The line from `iteration` on; None where it ends before its last field, or another rank has written over one that counts."""
     line = match.string
     another = _ITERATION.search(line, match.end())
     part = line[match.end() : another.start() if another else len(line)]
     fields = {field[1]: float(field[2]) for field in _FIELD.finditer(part)}
-    if any(name not in fields for name in _NEEDED):
+    if any(name not in fields for name in _NEEDED) or not all(math.isfinite(fields[name]) for name in _WHOLE):
         return None
     losses = {name: value for name, value in fields.items() if name not in _NEEDED and name not in _OPTIONAL}
     loss = losses.get("lm loss")

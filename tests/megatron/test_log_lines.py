@@ -163,3 +163,18 @@ def test_every_other_line(line: str, fact: Fact) -> None:
 def test_what_says_nothing_is_passed_over() -> None:
     log = b"iteration 3\nvalidation loss at iteration\n\xff\xfe consumed samples: \n--- attempt 2, 2026-11-24\n" * 3
     assert facts_in(log) == []
+
+
+def test_a_line_that_another_rank_wrote_over_is_no_step() -> None:
+    line = iteration(10, fp16=True)
+    for hit in ("consumed tokens:         2560", "skipped iterations:   0"):
+        assert hit in line
+        assert facts_in(line.replace(hit, hit[: hit.index(":") + 1] + " nan").encode()) == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "beginning", ["[exiting program after ", "successfully loaded checkpoint from ", "View run a ", "consumed samples: ", "iteration 1/ 2 | "]
+)  # fmt: skip
+def test_a_beginning_repeated_a_hundred_thousand_times_is_read_in_a_moment(beginning: str) -> None:
+    assert facts_in(beginning.encode() * 100_000) == []
