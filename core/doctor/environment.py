@@ -21,6 +21,8 @@ from core.stages.base import Outcome, StageContext
 
 BEFORE_A_RUN = tuple(check for check in CHECKS if check.tier == "quick" or check.id == "cuda.torch_sees_gpu")
 """Whatever takes an instant, and the one slow look that a training cannot do without."""
+SAID = 3
+"""Failed checks that the error spells out; the log and the report have all."""
 OF_AN_ENVIRONMENT = ("python.env", "python.pins", "python.numpy_abi")
 """What is looked at in each further environment that stages run in; the machine is looked at once."""
 
@@ -61,10 +63,17 @@ def examine(context: StageContext) -> Outcome:
 
 
 def summary_of(findings: list[Finding]) -> str:
-    """The failed checks in one line."""
+    """The failed checks in one line, those first that the doctor cannot mend: what it can may follow from them. Many are only named."""
     here = os.uname().nodename
-    return "; ".join(
+    failed = sorted((finding for finding in findings if finding.status == "fail"), key=_can_be_mended)
+    said = [
         f"{finding.id}{'' if finding.node in (here, 'all') else f' on {finding.node}'}: {finding.summary}"
-        for finding in findings
-        if finding.status == "fail"
-    )
+        for finding in failed[:SAID]
+    ]
+    if more := dict.fromkeys(finding.id for finding in failed[SAID:]):
+        said.append(f"and {len(failed) - SAID} more: {', '.join(more)}")
+    return "; ".join(said)
+
+
+def _can_be_mended(finding: Finding) -> bool:
+    return finding.fix is not None and finding.fix.runnable

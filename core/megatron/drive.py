@@ -6,8 +6,10 @@ and in their checkpoint folder.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import shutil
 import signal
 import socket
 import time
@@ -42,6 +44,7 @@ from core.megatron.log_lines import (
 from core.megatron.start_from import is_model_folder, lay_out
 from core.runs import requests
 from core.runs.directory import RunDirectory
+from core.runs.records import json_records
 from core.runs.series import read_validations
 from core.runs.state import last_metrics
 from core.stages.base import Outcome, append_record, write_result
@@ -109,14 +112,22 @@ class MegatronDriver:
                 f"{self._checkout} is no Megatron-DeepSpeed checkout: there is no {SCRIPT} in it",
                 "--set megatron.checkout=FOLDER names it",
             )
+        python = str(self._stage["argv"][0])
+        if self._stage.get("launcher", "local") == "local" and not shutil.which(python):
+            raise InputError(
+                f"{python} is not a program that can be run",
+                "--set megatron.python=PROGRAM names the Python that runs the checkout",
+            )
         self._tell(f"Megatron-DeepSpeed {self._checkout}, {describe(self._checkout)}")
         self._look_at_checkout()
         argv = list(self._stage["argv"])
         try:
+            self._goes_on_from = mend(self._checkpoints, self._layout, self._warn)
+            if self._goes_on_from is None:
+                self._look_for_another_folder()
             for folder in (self._checkpoints, Path(self._derived["ds_config_file"]).parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(Path(self._derived["ds_config_file"]), self._derived["ds_config"])
-            self._goes_on_from = mend(self._checkpoints, self._layout, self._warn)
         except OSError as error:
             raise InputError(
                 f"{error.filename or self._checkpoints} cannot be written: {error.strerror}",
@@ -143,6 +154,28 @@ class MegatronDriver:
             self._warn(
                 f"{lock} is there: if no other run compiles the fused kernels now, this one would wait for it without end; "
                 f"then stop it and remove {lock.parent}"
+            )
+
+    def _look_for_another_folder(self) -> None:
+        """The folder is named by settings: after a change of one, Megatron would begin anew without a word."""
+        with contextlib.suppress(FileNotFoundError):
+            saved = [
+                Path(event["path"]).parent
+                for event in json_records(self._run.events.read_bytes().split(b"\n"))
+                if event.get("kind") == "checkpoint" and event.get("stage") == self._id
+            ]
+            before = saved[-1] if saved else self._checkpoints
+            if before == self._checkpoints:
+                return
+            step = newest_complete(before, self._layout)
+            if step is None:
+                self._warn(
+                    f"the training begins anew in {self._checkpoints}; what this run saved before is in {before}"
+                )
+                return
+            raise InputError(
+                f"this run's checkpoints up to step {step} are in {before}; with these settings it would begin anew in {self._checkpoints}",
+                f"to go on from them rename that folder to {self._checkpoints.name}; to begin anew start another run",
             )
 
     def _choose_start(self, argv: list[str]) -> list[str]:

@@ -263,7 +263,8 @@ class Supervisor:
             silence = Silence(metrics, self.cluster.hang_seconds(len(stage["nodes"])) if trains else None)
             hang: Trouble | None = None
             while (code := process.pump(0.2)) is None:
-                driver.follow()
+                with contextlib.suppress(Exception):  # whatever in a log a driver trips over, the training goes on
+                    driver.follow()
                 if trains:
                     with contextlib.suppress(Exception):  # whatever a guard trips over, the run goes on
                         self._look(stage["id"], watch, process.pid)

@@ -27,6 +27,8 @@ _REPEATED = re.compile(r"\s*(?:\[Previous line repeated|[~^]+\s*$|\.\.\. <\d+ li
 _NATIVE_FRAME = re.compile(r"\s*(?:frame #\d+: |#\d+ +0x[0-9a-f]+ )")
 _ECHO = re.compile(r"\+{1,3} [\w./]|(?:\[[^\]]{1,80}\] ){0,4}cmd = ")
 """A command that is shown before it runs: what stands in it has not happened."""
+_DOCTOR = re.compile(r"[✓!✗?-] \S{2,12} +[a-z0-9]+(?:[._][a-z0-9_]+)*  ")
+"""A finding of `llm-wizard doctor`; below it, indented, what it explains. Nothing of it has happened in this log."""
 _NAME = r"(?:[A-Za-z_]\w*\.){0,12}"
 _EXCEPTION = re.compile(rf"{_NAME}[A-Z]\w{{2,80}}(?=:|\s*$)")
 _BARE = re.compile(
@@ -196,6 +198,7 @@ def entries_of(name: str, reading: Reading, origin: Origin) -> Iterator[Entry]:
     annotator = _Annotator()
     last = 0
     clocks: dict[str, float | None] = {}
+    in_finding = False
     for number, raw in lines:
         text, where = prefixes.split(raw, origin)
         stream = str(where) or "-"
@@ -205,7 +208,11 @@ def entries_of(name: str, reading: Reading, origin: Origin) -> Iterator[Entry]:
         entry.time = clocks.get(stream)
         if number > last + 1:
             annotator.leave_all()
-        annotator.annotate(entry)
+        in_finding = _DOCTOR.match(text) is not None or (in_finding and text.startswith("    ") and number == last + 1)
+        if in_finding:
+            entry.kind = "source"
+        else:
+            annotator.annotate(entry)
         last = number
         yield entry
 

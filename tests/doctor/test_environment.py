@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from conftest import MakeRun, RunStage
+from core.doctor.environment import summary_of
+from core.doctor.finding import Finding, Verdict
+from core.doctor.fix import Command, Fix
 from core.doctor.needs import needs_of
 from core.files import read_json
 from core.runs.directory import RunDirectory
@@ -122,3 +125,13 @@ def test_several_processes_need_deepspeed_its_compiler_and_shared_memory(make_ru
     assert "wandb" in needs.packages
     assert needs.builds_kernels
     assert (needs.processes, needs.shared_memory) == (2, 1 << 30)
+
+
+def test_many_failed_checks_are_named_and_those_first_that_need_a_person() -> None:
+    def failed(check: str, fix: Fix | None) -> Finding:
+        return Finding(check, "all", "gpu", Verdict("fail", f"{check} is wrong", fix=fix))
+
+    mended = Fix("setup.x", "safe", (Command(("install", "x")),))
+    findings = [failed(f"build.{name}", mended) for name in "abc"] + [failed("gpu.count", None)]
+    assert summary_of(findings).startswith("gpu.count: gpu.count is wrong; build.a: ")
+    assert summary_of(findings).endswith("; and 1 more: build.c")

@@ -56,6 +56,7 @@ say(
     "using world size: 1, data-parallel-size: 1, sequence-parallel size: 1, tensor-model-parallel size: 1, "
     "pipeline-model-parallel size: 1 "
 )
+say(os.environ.get("FAKE_SAYS", ""))
 step, state = 0, 7.0
 if (args.load / "latest").is_file():
     folder = args.load / (args.load / "latest").read_text()

@@ -179,6 +179,13 @@ def test_one_that_ends_before_its_last_step_is_not_done(make_megatron: MakeMegat
     assert not run.result("pretrain").exists()
 
 
+def test_a_log_that_cannot_be_read_ends_no_training(make_megatron: MakeMegatron) -> None:
+    said = f"saving checkpoint at iteration {'9' * 5000} to /x"  # Python makes no number of so many digits
+    run = make_megatron(FAKE_SAYS=said, FAKE_STEP_S="0.02")
+    assert to_its_end(run)["state"] == "done"
+    assert max(losses(run)) == STEPS
+
+
 def test_a_checkpoint_on_request_is_answered(make_megatron: MakeMegatron) -> None:
     run = make_megatron(FAKE_STEP_S="0.1")
     start_supervisor(run)
@@ -258,6 +265,37 @@ def test_without_a_checkout_nothing_starts(make_megatron: MakeMegatron, tmp_path
     stage = to_its_end(run)["stages"]["pretrain"]
     assert "is no Megatron-DeepSpeed checkout" in stage["error"]
     assert stage["evidence"]["hint"]
+
+
+def test_without_its_python_nothing_starts(make_megatron: MakeMegatron, tmp_path: Path) -> None:
+    run = make_megatron()
+    document = read_json(run.plan)
+    stage = next(stage for stage in document["stages"] if stage["id"] == "pretrain")
+    stage["argv"][0] = str(tmp_path / "no python")
+    write_json(run.plan, document)
+    with pytest.raises(InputError, match=r"is not a program") as found:
+        driver(run).prepare()
+    assert "megatron.python" in found.value.hint
+
+
+def test_settings_that_name_another_folder_do_not_begin_anew_unsaid(make_megatron: MakeMegatron) -> None:
+    run = make_megatron()
+    to_its_end(run)
+    before = checkpoints(run)
+    document = read_json(run.plan)
+    stage = next(stage for stage in document["stages"] if stage["id"] == "pretrain")
+    after = before.with_name("gpt_of_more_tokens")
+    stage["argv"] = [str(after) if word == str(before) else word for word in stage["argv"]]
+    stage["outputs"]["checkpoints"] = str(after)
+    write_json(run.plan, document)
+    with pytest.raises(InputError, match=rf"up to step {STEPS} are in {before}") as found:
+        driver(run).prepare()
+    assert after.name in found.value.hint
+    assert not after.exists()
+    before.rename(after)  # as the hint says
+    said: list[tuple[str, Any]] = []
+    driver(run, said).prepare()
+    assert [values for kind, values in said if kind == "warning"] == []
 
 
 def test_an_order_of_other_token_files_is_put_aside(make_megatron: MakeMegatron) -> None:

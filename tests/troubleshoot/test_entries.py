@@ -114,3 +114,12 @@ def test_an_exception_that_another_announces_belongs_to_it() -> None:
     assert one.chain == other.chain is not None
     one, other = annotate("ValueError: one\nAttributeError: two\n")
     assert one.chain != other.chain
+
+
+def test_what_the_doctor_says_has_not_happened() -> None:
+    report = (
+        "✗ fail    build.cxx              GCC 12 is too new for nvcc 11.8\n    found: c++ 12.2.0\n    why: nvcc ends with “unsupported GNU version”\n"
+        "✓ pass    build.ninja            ninja 1.13\nerror: build.cxx: GCC 12 is too new\n"
+    )
+    kinds = [entry.kind for entry in annotate(report)]
+    assert kinds == ["source"] * 4 + ["exception"]
