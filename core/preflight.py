@@ -6,6 +6,7 @@ Only a bounded part of the user's text is read here; the stages check the whole 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from core.errors import InputError
@@ -21,6 +22,7 @@ def check_plan(plan: Plan, run_root: Path) -> None:
         raise InputError("\n".join(dict.fromkeys(problems)))
     running = {stage.id for stage in plan.stages if not stage.skip}
     _check_python(plan.preset)
+    _check_megatron_python(plan)
     if plan.preset.corpus.files and running & {"tokenizer", "data"} and not plan.preset.data.prefix:
         _check_corpus(plan.preset)
 
@@ -112,6 +114,14 @@ def _check_python(preset: Preset) -> None:
     python = preset.cluster.python
     if python and not (Path(python).is_file() and os.access(python, os.X_OK)):
         raise InputError(f"cluster.python: {python} is not a program that can be run")
+
+
+def _check_megatron_python(plan: Plan) -> None:
+    """On other nodes it may lie where this machine has nothing; there the doctor looks."""
+    python = plan.preset.megatron.python
+    used = any(stage.driver == "megatron" and not stage.skip and stage.launcher == "local" for stage in plan.stages)
+    if python and used and not shutil.which(python):
+        raise InputError(f"megatron.python: {python} is not a program that can be run")
 
 
 def _check_corpus(preset: Preset) -> None:

@@ -236,6 +236,9 @@ def test_checkpoints_may_lie_outside_of_the_run(tmp_path: Path) -> None:
     )
     run = RunDirectory(tmp_path / "runs" / "r")
     check_plan(make_plan(checked, "p", EIGHT, run), run.root)
+    section = checked.megatron.model_copy(update={"python": f"{tmp_path}/none"})
+    with pytest.raises(InputError, match=r"megatron\.python: .*none is not a program"):
+        check_plan(make_plan(checked.model_copy(update={"megatron": section}), "p", EIGHT, run), run.root)
     (tmp_path / "pretrain_gpt.py").unlink()
     with pytest.raises(InputError, match=r"pretrain: checkout: .*; --set megatron.checkout=FOLDER"):
         check_plan(make_plan(checked, "p", EIGHT, run), run.root)
