@@ -171,6 +171,18 @@ def test_one_that_dies_while_it_saves_goes_on_from_the_checkpoint_before(make_me
     assert (checkpoints(run) / "latest").read_text() == f"global_step{STEPS}"
 
 
+def test_a_checkpoint_that_was_not_whole_yet_is_looked_at_once_more_at_the_end(make_megatron: MakeMegatron) -> None:
+    run = make_megatron()
+    to_its_end(run)
+    said: list[tuple[str, Any]] = []
+    last = driver(run, said)
+    last._saved, last._unseen = {STEPS}, {STEPS: (time.monotonic(), time.monotonic() + 60)}
+    last.follow()
+    assert [values["step"] for kind, values in said if kind == "checkpoint" and values["step"] == STEPS] == []
+    last.finish(0)
+    assert [values["step"] for kind, values in said if kind == "checkpoint" and values["step"] == STEPS] == [STEPS]
+
+
 def test_one_that_ends_before_its_last_step_is_not_done(make_megatron: MakeMegatron) -> None:
     run = make_megatron(FAKE_EXITS_AT="30")
     stage = to_its_end(run)["stages"]["pretrain"]
