@@ -6,7 +6,6 @@ and in their checkpoint folder.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -158,25 +157,23 @@ class MegatronDriver:
 
     def _look_for_another_folder(self) -> None:
         """The folder is named by settings: after a change of one, Megatron would begin anew without a word."""
-        with contextlib.suppress(FileNotFoundError):
-            saved = [
-                Path(event["path"]).parent
-                for event in json_records(self._run.events.read_bytes().split(b"\n"))
-                if event.get("kind") == "checkpoint" and event.get("stage") == self._id
-            ]
-            before = saved[-1] if saved else self._checkpoints
-            if before == self._checkpoints:
-                return
-            step = newest_complete(before, self._layout)
-            if step is None:
-                self._warn(
-                    f"the training begins anew in {self._checkpoints}; what this run saved before is in {before}"
-                )
-                return
+        if not self._run.events.exists():
+            return
+        saved = [
+            Path(event["path"]).parent
+            for event in json_records(self._run.events.read_bytes().split(b"\n"))
+            if event.get("kind") == "checkpoint" and event.get("stage") == self._id
+        ]
+        before = saved[-1] if saved else self._checkpoints
+        if before == self._checkpoints:
+            return
+        step = newest_complete(before, self._layout)
+        if step is not None:
             raise InputError(
                 f"this run's checkpoints up to step {step} are in {before}; with these settings it would begin anew in {self._checkpoints}",
                 f"to go on from them rename that folder to {self._checkpoints.name}; to begin anew start another run",
             )
+        self._warn(f"the training begins anew in {self._checkpoints}; what this run saved before is in {before}")
 
     def _choose_start(self, argv: list[str]) -> list[str]:
         """A checkpoint of the training's own comes before the one it was to start from."""

@@ -262,9 +262,14 @@ class Supervisor:
             watch = Watch(metrics, checkpoint_folder(self.run, stage), time.monotonic())
             silence = Silence(metrics, self.cluster.hang_seconds(len(stage["nodes"])) if trains else None)
             hang: Trouble | None = None
+            tripped = ""
             while (code := process.pump(0.2)) is None:
-                with contextlib.suppress(Exception):  # whatever in a log a driver trips over, the training goes on
+                try:
                     driver.follow()
+                except Exception as error:  # whatever in a log a driver trips over, the training goes on
+                    if not tripped:
+                        tripped = f"{type(error).__name__}: {error}"
+                        self.event("warning", stage=stage["id"], text=f"a part of the log could not be read: {tripped}")
                 if trains:
                     with contextlib.suppress(Exception):  # whatever a guard trips over, the run goes on
                         self._look(stage["id"], watch, process.pid)

@@ -27,7 +27,7 @@ _REPEATED = re.compile(r"\s*(?:\[Previous line repeated|[~^]+\s*$|\.\.\. <\d+ li
 _NATIVE_FRAME = re.compile(r"\s*(?:frame #\d+: |#\d+ +0x[0-9a-f]+ )")
 _ECHO = re.compile(r"\+{1,3} [\w./]|(?:\[[^\]]{1,80}\] ){0,4}cmd = ")
 """A command that is shown before it runs: what stands in it has not happened."""
-_DOCTOR = re.compile(r"[✓!✗?-] \S{2,12} +[a-z0-9]+(?:[._][a-z0-9_]+)*  ")
+_DOCTOR = re.compile(r"[✓!✗?-] (?:pass|warn|fail|skip|unknown|[^\x00-\x7f]{2,6}) +[a-z0-9]+(?:[._][a-z0-9_]+)* ")
 """A finding of `llm-wizard doctor`; below it, indented, what it explains. Nothing of it has happened in this log."""
 _NAME = r"(?:[A-Za-z_]\w*\.){0,12}"
 _EXCEPTION = re.compile(rf"{_NAME}[A-Z]\w{{2,80}}(?=:|\s*$)")
@@ -91,6 +91,8 @@ class _Stream:
     ignored: bool = False
     box: bool = False
     """Inside a traceback that the rich library drew as a box."""
+    finding: bool = False
+    """Inside a finding of the doctor."""
     tangled: bool = False
     """Tracebacks of several ranks stand line by line in one another: which exception is whose cannot be told."""
     since_open: int = 0
@@ -107,6 +109,7 @@ class _Annotator:
         """Lines are missing: what was open is not known to go on."""
         for stream in self.streams.values():
             stream.open, stream.frame_indent, stream.message, stream.box = 0, None, 0, False
+            stream.finding = False
 
     def annotate(self, entry: Entry) -> None:
         stream = self.streams.setdefault(entry.stream, _Stream())
@@ -118,6 +121,10 @@ class _Annotator:
         if stream.box:
             entry.kind, entry.chain = "source", stream.chain
             stream.box = not text.lstrip().startswith("╰")
+            return
+        stream.finding = _DOCTOR.match(text) is not None or (stream.finding and text.startswith("    "))
+        if stream.finding:
+            entry.kind = "source"
             return
         if (at := text.find(HEADER)) >= 0:
             stream.box = text.lstrip().startswith("╭")
@@ -198,7 +205,6 @@ def entries_of(name: str, reading: Reading, origin: Origin) -> Iterator[Entry]:
     annotator = _Annotator()
     last = 0
     clocks: dict[str, float | None] = {}
-    in_finding = False
     for number, raw in lines:
         text, where = prefixes.split(raw, origin)
         stream = str(where) or "-"
@@ -208,11 +214,7 @@ def entries_of(name: str, reading: Reading, origin: Origin) -> Iterator[Entry]:
         entry.time = clocks.get(stream)
         if number > last + 1:
             annotator.leave_all()
-        in_finding = _DOCTOR.match(text) is not None or (in_finding and text.startswith("    ") and number == last + 1)
-        if in_finding:
-            entry.kind = "source"
-        else:
-            annotator.annotate(entry)
+        annotator.annotate(entry)
         last = number
         yield entry
 

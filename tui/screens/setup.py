@@ -161,7 +161,8 @@ class SetupScreen(WizardScreen[None]):
 
     def _steps(self) -> list[Step]:
         """The steps that this draft has; the one in front of the user stays there, whatever he chooses in it."""
-        return [step for step in STEPS if self._draft is None or step is self._step or step in steps_for(self._draft)]
+        counting = steps_for(self._draft) if self._draft else STEPS
+        return [step for step in STEPS if step is self._step or step in counting]
 
     def _step_in_trouble(self) -> Step | None:
         """The step with the key that the planner's refusal begins with, where there is no plan."""
